@@ -1,0 +1,299 @@
+"""The data set: where it comes from, its layouts, pairs, the hold-out, and random tiles.
+
+`find_data_set(None)` downloads ISBI-2012 through kagglehub, once; a folder's layout is recognised
+by looking; "synthetic" draws slices. `TileSampler` cuts and augments 256x256 tiles on the device.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+import slices
+import synthetic
+from slices import UserError
+
+HANDLE = "hamzamohiuddin/isbi-2012-challenge"
+LAYOUTS = (  # images, labels, test images; relative to the data set's root
+    ("train/imgs", "train/labels", "test/imgs"),
+    ("train-volume.tif", "train-labels.tif", "test-volume.tif"),
+    ("train/image", "train/label", "test"),
+    ("image", "label", "test"),
+)
+MARKER = "SYNTHETIC.txt"  # in the root of a data set drawn by `synthetic`
+SYNTHETIC_SLICES = {"train": 20, "test": 5}
+SYNTHETIC_SIZE = 512
+TILE = 256  # px
+
+BY_HAND = (
+    f"get it by hand from https://www.kaggle.com/datasets/{HANDLE}, or the organisers' "
+    "ISBI-2012-challenge.zip, unpack it and give the folder as --data DIR; "
+    "or try everything on drawn slices with --data synthetic"
+)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Where a data set lies: folders of slices, or multi-page TIFFs."""
+
+    source: str  # "kaggle", "synthetic" or the folder, as the user said it
+    root: Path
+    images: Path
+    labels: Path
+    test: Path | None
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether its slices are drawn, not photographed."""
+        return (self.root / MARKER).exists()
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Labelled slices in memory, in sorted order."""
+
+    names: list[str]
+    images: list[np.ndarray]  # float32 (height, width), normalised
+    labels: list[np.ndarray]  # bool (height, width), True = cell interior
+
+
+def find_data_set(source: str | None, drawn: Path) -> DataSet:
+    """Finds, downloads or draws a data set.
+
+    Args:
+        source: None or "kaggle" for ISBI-2012 through kagglehub, "synthetic", or a folder.
+        drawn: the folder that holds the synthetic slices, or shall.
+
+    Raises:
+        UserError: it cannot be had, or no known layout is in it.
+    """
+    if source in (None, "kaggle"):
+        return _look(_download(), "kaggle")
+    if source == "synthetic":
+        if not (drawn / MARKER).exists():
+            _draw(drawn)
+        return _look(drawn, source)
+    root = Path(source).expanduser()
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; --data takes a folder, or the word synthetic")
+    return _look(root, source)
+
+
+def load_pairs(data_set: DataSet) -> Pairs:
+    """Reads all labelled slices and checks that images and labels belong together.
+
+    Raises:
+        UserError: their number, names or sizes differ, or a label is not binary.
+    """
+    images = _read_all(data_set.images)
+    labels = _read_all(data_set.labels)
+    if len(images) != len(labels):
+        raise UserError(
+            f"{data_set.images} has {len(images)} slices and {data_set.labels} has {len(labels)}; "
+            "every slice needs its label"
+        )
+    pairs = Pairs([], [], [])
+    for (name, image), (label_name, label) in zip(images, labels, strict=True):
+        if data_set.images.is_dir() and name != label_name:
+            raise UserError(
+                f"{data_set.images / name} has no label of that name in {data_set.labels} "
+                f"(found {label_name}); give both the same name"
+            )
+        if image.shape[:2] != label.shape[:2]:
+            raise UserError(
+                f"{data_set.images / name}: the slice is {_size(image)} px, its label {_size(label)}"
+            )
+        pairs.names.append(name)
+        pairs.images.append(slices.normalise(image))
+        pairs.labels.append(slices.to_interior(label, str(data_set.labels / label_name)))
+    if not any(label.any() for label in pairs.labels) or all(map(np.all, pairs.labels)):
+        raise UserError(
+            f"{data_set.labels}: only one class in all labels; expected 0 = membrane, 255 = interior"
+        )
+    return pairs
+
+
+def split(count: int, val_slices: str | None) -> tuple[list[int], list[int]]:
+    """Holds out one contiguous block of whole slices.
+
+    Neighbouring slices resemble each other, so a random choice would flatter the scores.
+
+    Args:
+        count: number of labelled slices.
+        val_slices: "21-25" or "7", counted from 1 in sorted order; None for the last fifth.
+
+    Returns:
+        Indices from 0 of the slices to train on, and of those held out.
+
+    Raises:
+        UserError: no such slices, or none would be left.
+    """
+    if count < 2:
+        raise UserError("one labelled slice only: training needs a second one to validate on")
+    first, last = count - max(1, count // 5) + 1, count
+    if val_slices is not None:
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", val_slices)
+        if not match:
+            raise UserError(f"--val-slices {val_slices}: expected a range such as {first}-{last}")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not 1 <= first <= last <= count:
+            raise UserError(f"--val-slices {val_slices}: there are slices 1-{count}")
+    held_out = list(range(first - 1, last))
+    rest = [i for i in range(count) if i not in held_out]
+    if not rest:
+        raise UserError(f"--val-slices {val_slices}: no slice is left to train on")
+    return rest, held_out
+
+
+class TileSampler:
+    """Cuts random 256x256 tiles and augments them, as one graph on the training device.
+
+    The slices stay on the device; a step sends it the numbers of its tiles only. The tiles are a
+    function of seed and numbers, so a training can go on where it stopped. Each pixel of a tile has
+    one place in the slice from which image and label are read together, so that no crop, flip,
+    rotation or deformation can move one without the other.
+
+    Args:
+        images: float32 (height, width) each, normalised; sizes may differ, and be below a tile's.
+        labels: bool (height, width) each, True = interior.
+        seed: of all random choices.
+    """
+
+    def __init__(self, images: Sequence[np.ndarray], labels: Sequence[np.ndarray], seed: int):
+        pixels = [
+            np.stack([image.ravel(), label.ravel()], axis=-1).astype(np.float16)
+            for image, label in zip(images, labels, strict=True)
+        ]
+        self.pixels = tf.constant(np.concatenate(pixels))
+        self.sizes = tf.constant([image.shape for image in images], tf.int64)
+        self.starts = tf.constant(np.cumsum([0] + [image.size for image in images[:-1]]), tf.int64)
+        self.seed = seed
+
+    def __call__(self, numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the tiles of these numbers.
+
+        Args:
+            numbers: int64 (batch,), consecutive.
+
+        Returns:
+            images: float32 (batch, 256, 256, 1), about [0, 1].
+            labels: float32 (batch, 256, 256, 1), 0 = membrane, 1 = interior.
+        """
+        count = tf.shape(numbers)[0]
+        seeds = tf.random.split(tf.stack([tf.constant(self.seed, tf.int64), numbers[0]]), 4)
+        draw = tf.random.stateless_uniform((count,), seeds[0])
+        chosen = tf.cast(draw * tf.cast(len(self.sizes), tf.float32), tf.int64)
+        places = self._draw_places(tf.gather(self.sizes, chosen), seeds[1])
+        tiles = self._read(chosen, places + _draw_deformation(count, seeds[2]))
+        return _draw_exposure(tiles[..., :1], seeds[3]), tf.round(tiles[..., 1:])
+
+    def _draw_places(self, sizes: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Returns (batch, 256, 256, 2) rows and columns: a crop, flipped and turned at random."""
+        draw = tf.random.stateless_uniform((len(sizes), 5), seed)
+        room = tf.cast(sizes - TILE, tf.float32)
+        corner = tf.where(room > 0, tf.floor(draw[:, :2] * (room + 1)), tf.floor(room / 2))
+        along = tf.range(TILE, dtype=tf.float32)
+        rows, cols = tf.meshgrid(along, along, indexing="ij")
+        grid = tf.stack([rows, cols], axis=-1)
+        flip = (draw[:, 2:4] < 0.5)[:, None, None, :]
+        grid = tf.where(flip, TILE - 1 - grid, grid)
+        grid = tf.where((draw[:, 4] < 0.5)[:, None, None, None], tf.reverse(grid, [-1]), grid)
+        return corner[:, None, None, :] + grid
+
+    def _read(self, chosen: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
+        """Returns (batch, 256, 256, 2) image and label between pixels, reflected at borders."""
+        last = tf.cast(tf.gather(self.sizes, chosen) - 1, tf.float32)[:, None, None, :]
+        period = tf.maximum(2 * last, 1)
+        places = tf.abs(places) % period
+        places = tf.clip_by_value(tf.minimum(places, period - places), 0, last)
+        low = tf.floor(places)
+        part = places - low
+        high = tf.cast(tf.minimum(low + 1, last), tf.int64)
+        low = tf.cast(low, tf.int64)
+        start = tf.gather(self.starts, chosen)[:, None, None]
+        width = tf.gather(self.sizes, chosen)[:, 1][:, None, None]
+
+        def at(rows, cols):
+            pixels = tf.gather(self.pixels, start + rows * width + cols)
+            return tf.cast(pixels, tf.float32)
+
+        right, down = part[..., 1:], part[..., :1]
+        above = at(low[..., 0], low[..., 1]) * (1 - right) + at(low[..., 0], high[..., 1]) * right
+        below = at(high[..., 0], low[..., 1]) * (1 - right) + at(high[..., 0], high[..., 1]) * right
+        return above * (1 - down) + below * down
+
+
+def _draw_deformation(count: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Returns (batch, 256, 256, 2) px: smooth displacements for one tile in three."""
+    size = (count, 1, 1, 1)
+    chosen = tf.random.stateless_uniform(size, seed) < 1 / 3
+    coarse = tf.random.stateless_normal((count, 5, 5, 2), seed + 1, stddev=10.0)
+    return tf.where(chosen, tf.image.resize(coarse, (TILE, TILE), "bicubic"), 0.0)
+
+
+def _draw_exposure(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Returns the tiles with random contrast and brightness and, for half of them, gamma."""
+    draw = tf.random.stateless_uniform((4, len(images), 1, 1, 1), seed)
+    contrast = 0.8 * (1.25 / 0.8) ** draw[0]
+    images = (images - slices.MEAN) * contrast + slices.MEAN + 0.2 * draw[1] - 0.1
+    gamma = 0.7 * (1.4 / 0.7) ** draw[2]
+    return tf.where(draw[3] < 0.5, tf.maximum(images, 0.0) ** gamma, images)
+
+
+def _download() -> Path:
+    """Returns the folder of ISBI-2012 in kagglehub's cache; asks the network only without one."""
+    import kagglehub
+    from kagglehub.config import get_cache_folder
+
+    versions = Path(get_cache_folder(), "datasets", HANDLE, "versions")
+    cached = [path.stem for path in versions.parent.glob("*.complete")]
+    handle = f"{HANDLE}/versions/{max(cached, key=int)}" if cached else HANDLE
+    try:
+        return Path(kagglehub.dataset_download(handle))
+    except Exception as error:  # requests, zipfile, the server's answers: anything
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
+        raise UserError(f"{HANDLE} cannot be downloaded from Kaggle ({reason}); {BY_HAND}") from None
+
+
+def _draw(folder: Path) -> None:
+    """Writes a data set of synthetic slices with labels; the marker comes last."""
+    seed = 0
+    for part, count in SYNTHETIC_SLICES.items():
+        for number in range(1, count + 1):
+            image, interior = synthetic.make_slice(SYNTHETIC_SIZE, SYNTHETIC_SIZE, seed)
+            name = f"synthetic_{number:04d}.png"
+            slices.write_pages(folder / part / "imgs" / name, iter([image]))
+            label = interior * np.uint8(slices.INTERIOR)
+            slices.write_pages(folder / part / "labels" / name, iter([label]))
+            seed += 1
+    with slices.whole_file(folder / MARKER) as part:
+        part.write_text("These slices are drawn by synthetic.py; no microscope saw them.\n")
+
+
+def _look(root: Path, source: str) -> DataSet:
+    """Returns the first known layout in `root` or directly below it."""
+    below = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+    for folder in (root, root / "unmodified-data", *below):
+        for images, labels, test in LAYOUTS:
+            if (folder / images).exists() and (folder / labels).exists():
+                test_path = folder / test
+                found = test_path if test_path.exists() else None
+                return DataSet(source, folder, folder / images, folder / labels, found)
+    known = "; ".join(f"{images} + {labels}" for images, labels, _ in LAYOUTS)
+    raise UserError(f"{root}: no labelled slices found; expected one of: {known}")
+
+
+def _read_all(path: Path) -> list[tuple[str, np.ndarray]]:
+    """Returns name and pixels of every slice in a folder or stack."""
+    if path.is_dir():
+        files = slices.list_images(path)
+        return [(file.name, page) for file in files for page in slices.read_pages(file)]
+    pages = enumerate(slices.read_pages(path), start=1)
+    return [(f"{path.stem}[{number}]", page) for number, page in pages]
+
+
+def _size(image: np.ndarray) -> str:
+    return f"{image.shape[1]}x{image.shape[0]}"

@@ -1,0 +1,173 @@
+"""The ISBI-2012 challenge's scores, membrane pixel scores, and the threshold they ask for.
+
+Definitions: Arganda-Carreras et al. 2015, Crowdsourcing the creation of image segmentation
+algorithms for connectomics, doi:10.3389/fnana.2015.00142. All arrays are one slice, (height, width);
+labels and masks are bool, True = cell interior, and probabilities are P(interior) in [0, 1].
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from skimage.measure import label as connected_components
+from skimage.metrics import contingency_table
+from skimage.segmentation import watershed
+
+# Missing membrane is the costly error, so the best threshold is high: a finer grid there.
+THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.84, 0.87, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97)
+THRESHOLDS += (0.98, 0.985, 0.99)
+
+
+def thin_borders(mask: np.ndarray) -> np.ndarray:
+    """Grows the 4-connected cells of a mask until one-pixel lines are left between them.
+
+    Args:
+        mask: bool (height, width), True = cell interior.
+
+    Returns:
+        int (height, width): cell numbers from 1, and 0 on the lines. A mask without any interior
+        is one cell covering everything.
+    """
+    if not mask.any():
+        return np.ones(mask.shape, np.int32)
+    cells = connected_components(mask, connectivity=1)
+    return watershed(~mask, cells, connectivity=1, watershed_line=True)
+
+
+def score_segmentation(label: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+    """Scores how well the cells of a mask agree with those of a label.
+
+    With c_ij the pixels in true cell i and proposed cell j, counted where the label is interior, and
+    z of these pixels on the proposal's lines, each a segment of its own: A = Σ_i (Σ_j c_ij)²,
+    B = Σ_{j>0} (Σ_i c_ij)² + z, AB = Σ_{j>0} c_ij² + z. V_rand = 2·AB / (A + B), its split term
+    AB / A and its merge term AB / B. V_info = 2·I(S;T) / (H(S) + H(T)) on the same table, its split
+    term I / H(S) and its merge term I / H(T).
+
+    Args:
+        label: bool (height, width), the truth.
+        mask: bool (height, width), the proposal.
+
+    Returns:
+        v_rand, v_rand_split, v_rand_merge, v_info, v_info_split, v_info_merge, each in [0, 1],
+        1 = perfect; all NaN when the label has no interior, where they are not defined.
+    """
+    names = ("v_rand", "v_rand_split", "v_rand_merge", "v_info", "v_info_split", "v_info_merge")
+    if not label.any():
+        return dict.fromkeys(names, float("nan"))
+    truth = connected_components(label, connectivity=1)
+    table = contingency_table(truth, thin_borders(mask), ignore_labels=[0]).tocsc()
+    n = table.sum()
+    true_sizes = np.asarray(table.sum(axis=1)).ravel()
+    sizes = np.asarray(table.sum(axis=0)).ravel()
+    singletons, sizes = sizes[0], sizes[1:]
+    joint = table[:, 1:].data
+
+    a = np.square(true_sizes).sum()
+    b = np.square(sizes).sum() + singletons
+    ab = np.square(joint).sum() + singletons
+    alone = singletons / n * np.log(n)
+    h_true = _entropy(true_sizes / n)
+    h_mask = _entropy(sizes / n) + alone
+    shared = max(0.0, h_true + h_mask - (_entropy(joint / n) + alone))
+
+    def ratio(part, whole):
+        return float(min(1.0, part / whole)) if whole > 1e-12 else 1.0
+
+    return dict(
+        zip(
+            names,
+            (
+                float(2 * ab / (a + b)),
+                float(ab / a),
+                float(ab / b),
+                ratio(2 * shared, h_true + h_mask),
+                ratio(shared, h_mask),
+                ratio(shared, h_true),
+            ),
+            strict=True,
+        )
+    )
+
+
+def score_membrane(label: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+    """Returns membrane_f1 and membrane_iou of the membrane pixels; 1 where neither has any."""
+    both = np.count_nonzero(~label & ~mask)
+    either = np.count_nonzero(~label | ~mask)
+    iou = both / either if either else 1.0
+    return {"membrane_f1": 2 * iou / (1 + iou), "membrane_iou": iou}
+
+
+def score_slice(label: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+    """Returns `score_segmentation` and `score_membrane` in one dictionary."""
+    return score_segmentation(label, mask) | score_membrane(label, mask)
+
+
+def mean_scores(scores: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Returns the mean of each score over slices, leaving out undefined ones."""
+    columns = {key: np.array([one[key] for one in scores]) for key in scores[0]}
+    return {
+        key: float(np.nanmean(column)) if not np.isnan(column).all() else float("nan")
+        for key, column in columns.items()
+    }
+
+
+def calibrate(
+    labels: Sequence[np.ndarray],
+    probabilities: Sequence[np.ndarray],
+    thresholds: Sequence[float] = THRESHOLDS,
+) -> dict:
+    """Finds the threshold on P(interior) that serves V_rand and V_info together.
+
+    Args:
+        labels: bool (height, width) each.
+        probabilities: P(interior) in [0, 1], (height, width) each.
+        thresholds: the candidates.
+
+    Returns:
+        threshold: the candidate of the highest mean (V_rand + V_info) / 2 over all slices.
+        fixed: mean scores when each slice's threshold is chosen on the other slices; these are
+            the ones to quote. None for a single slice.
+        best: v_rand and v_info, the highest mean of each over thresholds, with
+            v_rand_threshold and v_info_threshold.
+        table: per threshold, the mean v_rand and v_info.
+        slices: per slice, its scores at `threshold`.
+    """
+
+    def score(pair):
+        label, probability = pair
+        return [score_slice(label, probability > threshold) for threshold in thresholds]
+
+    with ThreadPoolExecutor(2) as pool:  # the watershed lets go of the interpreter
+        scores = list(pool.map(score, zip(labels, probabilities, strict=True)))
+    v_rand = np.array([[one["v_rand"] for one in row] for row in scores])
+    v_info = np.array([[one["v_info"] for one in row] for row in scores])
+    defined = ~np.isnan(v_rand[:, 0])
+    if not defined.any():
+        raise ValueError("no label has any cell interior, so no threshold can be chosen")
+    merit = np.where(defined[:, None], (v_rand + v_info) / 2, 0.0)
+    chosen = int(merit.sum(0).argmax())
+    others = [int((merit.sum(0) - merit[i]).argmax()) for i in range(len(scores))]
+    rand_means, info_means = v_rand[defined].mean(0), v_info[defined].mean(0)
+    return {
+        "threshold": float(thresholds[chosen]),
+        "fixed": mean_scores([row[j] for row, j in zip(scores, others, strict=True)])
+        if defined.sum() > 1
+        else None,
+        "best": {
+            "v_rand": float(rand_means.max()),
+            "v_rand_threshold": float(thresholds[rand_means.argmax()]),
+            "v_info": float(info_means.max()),
+            "v_info_threshold": float(thresholds[info_means.argmax()]),
+        },
+        "table": [
+            {"threshold": float(t), "v_rand": float(r), "v_info": float(i)}
+            for t, r, i in zip(thresholds, rand_means, info_means, strict=True)
+        ],
+        "slices": [row[chosen] for row in scores],
+    }
+
+
+def _entropy(shares: np.ndarray) -> float:
+    """Returns -Σ p log p, in nats."""
+    shares = shares[shares > 0]
+    return float(-(shares * np.log(shares)).sum())

@@ -1,0 +1,234 @@
+"""Slices and stacks on disk: formats, polarity, grey values, whole-or-nothing files.
+
+Everything that touches an image file goes through here, so that polarity (0 = membrane,
+255 = cell interior, also when a TIFF stores it inverted) and scaling are decided once.
+"""
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+INTERIOR = 255
+MEAN, DEVIATION = 0.491, 0.171  # of ISBI-2012's grey values / 255; every slice is brought to these
+TIFF_SUFFIXES = {".tif", ".tiff"}
+SUFFIXES = TIFF_SUFFIXES | {".png", ".jpg", ".jpeg", ".bmp"}
+SAMPLE_PIXELS = 2**22  # the grey values of larger slices are measured on an even sample
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's convert("L")
+
+
+class UserError(Exception):
+    """A fault that the user can mend; its message says what, where and what to do."""
+
+
+def natural_key(name: str) -> list:
+    """Returns a sort key that puts "2" before "10"."""
+    return [int(part) if part.isdigit() else part.lower() for part in re.split(r"(\d+)", name)]
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Returns the image files directly in `folder`, in natural order, hidden ones left out.
+
+    Raises:
+        UserError: there is no such folder, or it holds no image.
+    """
+    try:
+        files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be listed ({error.strerror}); name a folder") from None
+    files = [path for path in files if not path.name.startswith(".") and path.is_file()]
+    if not files:
+        kinds = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
+        raise UserError(f"{folder}: no image in this folder; put slices there ({kinds})")
+    return sorted(files, key=lambda path: (natural_key(path.name), path.name))
+
+
+def count_pages(path: Path) -> int:
+    """Returns how many slices `path` holds: the pages of a TIFF, otherwise 1."""
+    if path.suffix.lower() not in TIFF_SUFFIXES:
+        return 1
+    with _reading(path), tifffile.TiffFile(path) as tiff:
+        return _tiff_pages(tiff)[1]
+
+
+def read_pages(path: Path) -> Iterator[np.ndarray]:
+    """Yields the slices of an image file, one at a time.
+
+    Args:
+        path: PNG, TIFF (also multi-page), JPEG or BMP.
+
+    Yields:
+        Arrays (height, width), or (height, width, 3) for colour, in the file's own dtype (bool for
+        1-bit files); bright is high even where the TIFF stores white as zero.
+
+    Raises:
+        UserError: the file is no image, is damaged, or holds NaN or infinity.
+    """
+    pages = _read_tiff(path) if path.suffix.lower() in TIFF_SUFFIXES else _read_picture(path)
+    for page in pages:
+        if page.ndim not in (2, 3) or not page.size:
+            raise UserError(f"{path}: an image of shape {page.shape}; expected (height, width)")
+        if page.dtype.kind == "c":
+            raise UserError(f"{path}: complex numbers; save its grey values instead")
+        if page.dtype.kind == "f" and not np.isfinite(page).all():
+            raise UserError(f"{path}: holds NaN or infinity; replace those pixels first")
+        yield page
+
+
+def to_grey(image: np.ndarray) -> np.ndarray:
+    """Returns (height, width): grey as it is, of (height, width, 3) the luma."""
+    if image.ndim == 2:
+        return image
+    if (image == image[..., :1]).all():  # grey saved as colour stays exact
+        return image[..., 0]
+    return image @ np.asarray(LUMA, np.float32)
+
+
+def normalise(
+    image: np.ndarray, mean: float = MEAN, deviation: float = DEVIATION
+) -> np.ndarray:
+    """Brings one slice to the grey values that the network is trained on.
+
+    Its mean and standard deviation, measured between its 1st and 99th percentile, become `mean`
+    and `deviation`; so neither the dtype nor the exposure matters. A constant slice becomes `mean`.
+
+    Args:
+        image: (height, width), or (height, width, 3) for colour; any real dtype, any range.
+        mean: wanted mean, 0 black to 1 white.
+        deviation: wanted standard deviation.
+
+    Returns:
+        float32 (height, width), mostly in [0, 1], never outside [-1, 2].
+    """
+    grey = to_grey(image)
+    step = max(1, round((grey.size / SAMPLE_PIXELS) ** 0.5))
+    sample = grey[::step, ::step].astype(np.float64)
+    sample = np.clip(sample, *np.percentile(sample, (1, 99)))
+    centre, spread = sample.mean(), sample.std()
+    gain = deviation / spread if spread > 1e-9 * abs(centre) else 0.0
+    offset = mean - gain * centre
+    dtype = np.float32 if grey.dtype.itemsize <= 2 else np.float64
+    return np.clip(grey.astype(dtype) * dtype(gain) + dtype(offset), -1, 2).astype(np.float32)
+
+
+def to_interior(label: np.ndarray, where: str) -> np.ndarray:
+    """Returns a label as bool, True = cell interior.
+
+    Args:
+        label: (height, width) of 0 = membrane and one of 1, 255, 65535 or True = interior.
+        where: what to call it in the error.
+
+    Raises:
+        UserError: the label is not binary.
+    """
+    values = np.unique(to_grey(label))
+    if len(values) > 2 or not set(values.tolist()) <= {0, 1, 255, 65535}:
+        shown = ", ".join(str(value) for value in values[:4]) + (", …" if len(values) > 4 else "")
+        raise UserError(
+            f"{where}: not a binary label, it has the values {shown}; "
+            "expected 0 = membrane and one of 1, 255 or 65535 = cell interior"
+        )
+    return to_grey(label) > 0
+
+
+def to_bytes(probability: np.ndarray) -> np.ndarray:
+    """Returns P(interior) in [0, 1] as uint8, 255 = certainly interior."""
+    return np.round(probability * 255).astype(np.uint8)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path`; moves it there when the block succeeds.
+
+    An interruption at any moment leaves the old file, or none, never half of one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".part-{os.getpid()}-{path.name}")  # keeps the suffix, by which savers go
+    try:
+        yield part
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_pages(path: Path, pages: Iterator[np.ndarray]) -> None:
+    """Writes uint8 (height, width) arrays as one PNG or, if `path` is a TIFF, as its pages."""
+    with whole_file(path) as part:
+        if path.suffix.lower() in TIFF_SUFFIXES:
+            with tifffile.TiffWriter(part) as tiff:
+                for page in pages:
+                    tiff.write(page, photometric="minisblack", compression="zlib", contiguous=False)
+        else:
+            (page,) = pages
+            Image.fromarray(page).save(part, format="PNG")
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Writes `content` as indented JSON, whole or not at all."""
+    with whole_file(path) as part:
+        part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns whatever a decoder raises into one line about `path`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # decoders raise anything from SyntaxError to struct.error
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0:1] or "no reason given"
+        reason = reason if isinstance(reason, str) else reason[0]
+        raise UserError(f"{path}: cannot be read as an image ({reason[:150]})") from None
+
+
+def _read_picture(path: Path) -> Iterator[np.ndarray]:
+    with _reading(path), Image.open(path) as picture:
+        if picture.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "RGBA", "RGBX", "RGBa"):
+            picture = picture.convert("RGB")
+        elif picture.mode in ("LA", "La"):
+            picture = picture.convert("L")
+        image = np.asarray(picture)
+    yield image
+
+
+def _tiff_pages(tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPageSeries, int]:
+    """Returns the series of slices in an open TIFF, and their number."""
+    series = [one for one in tiff.series if one.kind != "thumbnail"]
+    if len(series) != 1:
+        raise UserError(
+            f"{tiff.filehandle.path}: pages of {len(series)} different sizes or kinds; "
+            "save them as separate files"
+        )
+    planes = [n for n, axis in zip(series[0].shape, series[0].axes, strict=True) if axis not in "YXS"]
+    return series[0], int(np.prod(planes, dtype=int))
+
+
+def _read_tiff(path: Path) -> Iterator[np.ndarray]:
+    with _reading(path), tifffile.TiffFile(path) as tiff:
+        series, count = _tiff_pages(tiff)
+        first = series.keyframe
+        if len(series.pages) == count and all(page is not None for page in series.pages):
+            pages = (page.asarray() for page in series.pages)
+        else:  # ImageJ's stacks and others that store many slices under one page
+            whole = series.asarray()
+            size = [n for n, axis in zip(series.shape, series.axes, strict=True) if axis in "YXS"]
+            pages = iter(whole.reshape(count, *size))
+        for page in pages:
+            if first.axes.startswith("S"):
+                page = np.moveaxis(page, 0, -1)
+            if first.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+                page = ~page if page.dtype.kind in "bu" else page.max() - page
+            if first.photometric == tifffile.PHOTOMETRIC.PALETTE:
+                page = np.moveaxis(first.colormap[:, page], 0, -1)
+            if page.ndim == 3:  # without alpha
+                page = page[..., :3] if page.shape[-1] > 2 else page[..., 0]
+            yield page
