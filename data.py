@@ -5,6 +5,7 @@ by looking; "synthetic" draws slices. `TileSampler` cuts and augments 256x256 ti
 """
 
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ MARKER = "SYNTHETIC.txt"  # in the root of a data set drawn by `synthetic`
 SYNTHETIC_SLICES = {"train": 20, "test": 5}
 SYNTHETIC_SIZE = 512
 TILE = 256  # px
+STEPS = 4096  # per unit of grey, of the slices kept on the device as int16
 
 BY_HAND = (
     f"get it by hand from https://www.kaggle.com/datasets/{HANDLE}, or the organisers' "
@@ -59,6 +61,18 @@ class Pairs:
     images: list[np.ndarray]  # float32 (height, width), normalised
     labels: list[np.ndarray]  # bool (height, width), True = cell interior
 
+    def take(self, indices: Sequence[int]) -> "Pairs":
+        """Returns some of the slices."""
+        columns = (self.names, self.images, self.labels)
+        return Pairs(*([column[i] for i in indices] for column in columns))
+
+    def checksum(self) -> int:
+        """Returns a number that tells these pixels from others."""
+        number = 0
+        for pixels in self.images + self.labels:
+            number = zlib.crc32(pixels.tobytes(), number)
+        return number
+
 
 def find_data_set(source: str | None, drawn: Path) -> DataSet:
     """Finds, downloads or draws a data set.
@@ -88,8 +102,8 @@ def load_pairs(data_set: DataSet) -> Pairs:
     Raises:
         UserError: their number, names or sizes differ, or a label is not binary.
     """
-    images = _read_all(data_set.images)
-    labels = _read_all(data_set.labels)
+    images = list(slices.read_named(data_set.images))
+    labels = list(slices.read_named(data_set.labels))
     if len(images) != len(labels):
         raise UserError(
             f"{data_set.images} has {len(images)} slices and {data_set.labels} has {len(labels)}; "
@@ -104,33 +118,35 @@ def load_pairs(data_set: DataSet) -> Pairs:
             )
         if image.shape[:2] != label.shape[:2]:
             raise UserError(
-                f"{data_set.images / name}: the slice is {_size(image)} px, its label {_size(label)}"
+                f"{data_set.images / name}: a slice of {_size(image)} px with a label of "
+                f"{_size(label)} px; both must have the same size"
             )
         pairs.names.append(name)
         pairs.images.append(slices.normalise(image))
         pairs.labels.append(slices.to_interior(label, str(data_set.labels / label_name)))
     if not any(label.any() for label in pairs.labels) or all(map(np.all, pairs.labels)):
         raise UserError(
-            f"{data_set.labels}: only one class in all labels; expected 0 = membrane, 255 = interior"
+            f"{data_set.labels}: one class in all labels; expected 0 = membrane, 255 = interior"
         )
     return pairs
 
 
-def split(count: int, val_slices: str | None) -> tuple[list[int], list[int]]:
+def split(pairs: Pairs, val_slices: str | None = None) -> tuple[Pairs, Pairs]:
     """Holds out one contiguous block of whole slices.
 
     Neighbouring slices resemble each other, so a random choice would flatter the scores.
 
     Args:
-        count: number of labelled slices.
+        pairs: all labelled slices.
         val_slices: "21-25" or "7", counted from 1 in sorted order; None for the last fifth.
 
     Returns:
-        Indices from 0 of the slices to train on, and of those held out.
+        The slices to train on, and those held out.
 
     Raises:
         UserError: no such slices, or none would be left.
     """
+    count = len(pairs.names)
     if count < 2:
         raise UserError("one labelled slice only: training needs a second one to validate on")
     first, last = count - max(1, count // 5) + 1, count
@@ -141,11 +157,10 @@ def split(count: int, val_slices: str | None) -> tuple[list[int], list[int]]:
         first, last = int(match[1]), int(match[2] or match[1])
         if not 1 <= first <= last <= count:
             raise UserError(f"--val-slices {val_slices}: there are slices 1-{count}")
-    held_out = list(range(first - 1, last))
-    rest = [i for i in range(count) if i not in held_out]
-    if not rest:
+    if last - first + 1 == count:
         raise UserError(f"--val-slices {val_slices}: no slice is left to train on")
-    return rest, held_out
+    held_out = range(first - 1, last)
+    return pairs.take([i for i in range(count) if i not in held_out]), pairs.take(held_out)
 
 
 class TileSampler:
@@ -164,7 +179,7 @@ class TileSampler:
 
     def __init__(self, images: Sequence[np.ndarray], labels: Sequence[np.ndarray], seed: int):
         pixels = [
-            np.stack([image.ravel(), label.ravel()], axis=-1).astype(np.float16)
+            np.round(np.stack([image, label], axis=-1) * STEPS).astype(np.int16).reshape(-1, 2)
             for image, label in zip(images, labels, strict=True)
         ]
         self.pixels = tf.constant(np.concatenate(pixels))
@@ -185,14 +200,14 @@ class TileSampler:
         count = tf.shape(numbers)[0]
         seeds = tf.random.split(tf.stack([tf.constant(self.seed, tf.int64), numbers[0]]), 4)
         draw = tf.random.stateless_uniform((count,), seeds[0])
-        chosen = tf.cast(draw * tf.cast(len(self.sizes), tf.float32), tf.int64)
+        chosen = tf.cast(draw * self.sizes.shape[0], tf.int64)
         places = self._draw_places(tf.gather(self.sizes, chosen), seeds[1])
         tiles = self._read(chosen, places + _draw_deformation(count, seeds[2]))
         return _draw_exposure(tiles[..., :1], seeds[3]), tf.round(tiles[..., 1:])
 
     def _draw_places(self, sizes: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Returns (batch, 256, 256, 2) rows and columns: a crop, flipped and turned at random."""
-        draw = tf.random.stateless_uniform((len(sizes), 5), seed)
+        draw = tf.random.stateless_uniform((tf.shape(sizes)[0], 5), seed)
         room = tf.cast(sizes - TILE, tf.float32)
         corner = tf.where(room > 0, tf.floor(draw[:, :2] * (room + 1)), tf.floor(room / 2))
         along = tf.range(TILE, dtype=tf.float32)
@@ -218,7 +233,7 @@ class TileSampler:
 
         def at(rows, cols):
             pixels = tf.gather(self.pixels, start + rows * width + cols)
-            return tf.cast(pixels, tf.float32)
+            return tf.cast(pixels, tf.float32) / STEPS
 
         right, down = part[..., 1:], part[..., :1]
         above = at(low[..., 0], low[..., 1]) * (1 - right) + at(low[..., 0], high[..., 1]) * right
@@ -236,7 +251,7 @@ def _draw_deformation(count: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 def _draw_exposure(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Returns the tiles with random contrast and brightness and, for half of them, gamma."""
-    draw = tf.random.stateless_uniform((4, len(images), 1, 1, 1), seed)
+    draw = tf.random.stateless_uniform((4, tf.shape(images)[0], 1, 1, 1), seed)
     contrast = 0.8 * (1.25 / 0.8) ** draw[0]
     images = (images - slices.MEAN) * contrast + slices.MEAN + 0.2 * draw[1] - 0.1
     gamma = 0.7 * (1.4 / 0.7) ** draw[2]
@@ -255,7 +270,9 @@ def _download() -> Path:
         return Path(kagglehub.dataset_download(handle))
     except Exception as error:  # requests, zipfile, the server's answers: anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
-        raise UserError(f"{HANDLE} cannot be downloaded from Kaggle ({reason}); {BY_HAND}") from None
+        raise UserError(
+            f"{HANDLE} cannot be downloaded from Kaggle ({reason}); {BY_HAND}"
+        ) from None
 
 
 def _draw(folder: Path) -> None:
@@ -284,15 +301,6 @@ def _look(root: Path, source: str) -> DataSet:
                 return DataSet(source, folder, folder / images, folder / labels, found)
     known = "; ".join(f"{images} + {labels}" for images, labels, _ in LAYOUTS)
     raise UserError(f"{root}: no labelled slices found; expected one of: {known}")
-
-
-def _read_all(path: Path) -> list[tuple[str, np.ndarray]]:
-    """Returns name and pixels of every slice in a folder or stack."""
-    if path.is_dir():
-        files = slices.list_images(path)
-        return [(file.name, page) for file in files for page in slices.read_pages(file)]
-    pages = enumerate(slices.read_pages(path), start=1)
-    return [(f"{path.stem}[{number}]", page) for number, page in pages]
 
 
 def _size(image: np.ndarray) -> str:

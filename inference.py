@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from slices import UserError
-from unet import stride_and_radius, with_dtype
+from unet import stride_and_radius
 
 TILE = 1024  # px; slices up to this size are one tile
 
@@ -44,16 +44,12 @@ class Predictor:
     """Predicts slices of any size with one network.
 
     Args:
-        model: as `unet.build_unet` makes.
-        dtype: "float32" or "mixed_bfloat16", as `unet.prepare_device` chooses.
+        network: as `unet.build_unet` makes, in any dtype; later changes of its weights count.
         tta: whether to average over the 8 flips and rotations of each tile.
         tile: px, the largest side of a tile without its halo; memory grows with its square.
     """
 
-    def __init__(
-        self, model: keras.Model, dtype: str = "float32", tta: bool = False, tile: int = TILE
-    ):
-        network = with_dtype(model, dtype)
+    def __init__(self, network: keras.Model, tta: bool = False, tile: int = TILE):
         self.stride, radius = stride_and_radius(network)
         self.halo = -(-radius // self.stride) * self.stride
         self.tile = max(tile // self.stride, 1) * self.stride
@@ -85,7 +81,7 @@ class Predictor:
         return probability
 
     def _core_size(self, side: int) -> int:
-        """Returns the side of a tile without halo: equal tiles, so that one shape serves a slice."""
+        """Returns the side of a tile without halo; equal tiles, so one shape serves a slice."""
         count = -(-side // self.tile)
         return -(-side // (count * self.stride)) * self.stride
 

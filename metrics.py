@@ -1,8 +1,8 @@
 """The ISBI-2012 challenge's scores, membrane pixel scores, and the threshold they ask for.
 
 Definitions: Arganda-Carreras et al. 2015, Crowdsourcing the creation of image segmentation
-algorithms for connectomics, doi:10.3389/fnana.2015.00142. All arrays are one slice, (height, width);
-labels and masks are bool, True = cell interior, and probabilities are P(interior) in [0, 1].
+algorithms for connectomics, doi:10.3389/fnana.2015.00142. All arrays are one slice, (height,
+width); labels and masks are bool, True = cell interior; probabilities are P(interior) in [0, 1].
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,24 @@ from skimage.metrics import contingency_table
 from skimage.segmentation import watershed
 
 # Missing membrane is the costly error, so the best threshold is high: a finer grid there.
-THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.84, 0.87, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97)
+THRESHOLDS = (
+    0.2,
+    0.3,
+    0.4,
+    0.5,
+    0.6,
+    0.7,
+    0.75,
+    0.8,
+    0.84,
+    0.87,
+    0.9,
+    0.92,
+    0.94,
+    0.95,
+    0.96,
+    0.97,
+)
 THRESHOLDS += (0.98, 0.985, 0.99)
 
 
@@ -37,8 +54,8 @@ def thin_borders(mask: np.ndarray) -> np.ndarray:
 def score_segmentation(label: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     """Scores how well the cells of a mask agree with those of a label.
 
-    With c_ij the pixels in true cell i and proposed cell j, counted where the label is interior, and
-    z of these pixels on the proposal's lines, each a segment of its own: A = Σ_i (Σ_j c_ij)²,
+    With c_ij the pixels in true cell i and proposed cell j, counted where the label is interior,
+    and z of these pixels on the proposal's lines, each a segment of its own: A = Σ_i (Σ_j c_ij)²,
     B = Σ_{j>0} (Σ_i c_ij)² + z, AB = Σ_{j>0} c_ij² + z. V_rand = 2·AB / (A + B), its split term
     AB / A and its merge term AB / B. V_info = 2·I(S;T) / (H(S) + H(T)) on the same table, its split
     term I / H(S) and its merge term I / H(T).

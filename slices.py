@@ -27,6 +27,10 @@ class UserError(Exception):
     """A fault that the user can mend; its message says what, where and what to do."""
 
 
+class UnreadableError(UserError):
+    """One file is no usable image; others may be."""
+
+
 def natural_key(name: str) -> list:
     """Returns a sort key that puts "2" before "10"."""
     return [int(part) if part.isdigit() else part.lower() for part in re.split(r"(\d+)", name)]
@@ -68,17 +72,35 @@ def read_pages(path: Path) -> Iterator[np.ndarray]:
         1-bit files); bright is high even where the TIFF stores white as zero.
 
     Raises:
-        UserError: the file is no image, is damaged, or holds NaN or infinity.
+        UnreadableError: the file is no image, is damaged, or holds NaN or infinity.
     """
     pages = _read_tiff(path) if path.suffix.lower() in TIFF_SUFFIXES else _read_picture(path)
     for page in pages:
         if page.ndim not in (2, 3) or not page.size:
-            raise UserError(f"{path}: an image of shape {page.shape}; expected (height, width)")
+            raise UnreadableError(
+                f"{path}: an image of shape {page.shape}; expected (height, width)"
+            )
         if page.dtype.kind == "c":
-            raise UserError(f"{path}: complex numbers; save its grey values instead")
+            raise UnreadableError(f"{path}: complex numbers; save its grey values instead")
         if page.dtype.kind == "f" and not np.isfinite(page).all():
-            raise UserError(f"{path}: holds NaN or infinity; replace those pixels first")
+            raise UnreadableError(f"{path}: holds NaN or infinity; replace those pixels first")
         yield page
+
+
+def read_named(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields (name, pixels) of every slice in a folder, stack or single file, in natural order.
+
+    The name is the file's without suffix, with [2] appended for the second page of a stack.
+
+    Raises:
+        UserError: there is nothing, or as `read_pages`.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    for file in list_images(path) if path.is_dir() else [path]:
+        alone = count_pages(file) == 1
+        for number, page in enumerate(read_pages(file), start=1):
+            yield file.stem if alone else f"{file.stem}[{number}]", page
 
 
 def to_grey(image: np.ndarray) -> np.ndarray:
@@ -90,9 +112,7 @@ def to_grey(image: np.ndarray) -> np.ndarray:
     return image @ np.asarray(LUMA, np.float32)
 
 
-def normalise(
-    image: np.ndarray, mean: float = MEAN, deviation: float = DEVIATION
-) -> np.ndarray:
+def normalise(image: np.ndarray, mean: float = MEAN, deviation: float = DEVIATION) -> np.ndarray:
     """Brings one slice to the grey values that the network is trained on.
 
     Its mean and standard deviation, measured between its 1st and 99th percentile, become `mean`
@@ -137,6 +157,27 @@ def to_interior(label: np.ndarray, where: str) -> np.ndarray:
     return to_grey(label) > 0
 
 
+def to_probability(image: np.ndarray, where: str) -> np.ndarray:
+    """Returns a stored map of P(interior) as float64 in [0, 1].
+
+    Args:
+        image: (height, width) of bool, uint8, uint16, or float in [0, 1].
+        where: what to call it in the error.
+
+    Raises:
+        UserError: another dtype, or floats beyond [0, 1].
+    """
+    grey = to_grey(image)
+    if grey.dtype.kind == "f" and 0 <= grey.min() and grey.max() <= 1:
+        return grey.astype(np.float64)
+    if grey.dtype not in (np.bool_, np.uint8, np.uint16):
+        raise UserError(
+            f"{where}: no map of P(interior): {grey.dtype} from {grey.min()} to {grey.max()}; "
+            "expected 8-bit, 16-bit, or floats in [0, 1]"
+        )
+    return grey / (1 if grey.dtype == np.bool_ else np.iinfo(grey.dtype).max)
+
+
 def to_bytes(probability: np.ndarray) -> np.ndarray:
     """Returns P(interior) in [0, 1] as uint8, 255 = certainly interior."""
     return np.round(probability * 255).astype(np.uint8)
@@ -149,7 +190,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     An interruption at any moment leaves the old file, or none, never half of one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".part-{os.getpid()}-{path.name}")  # keeps the suffix, by which savers go
+    part = path.with_name(
+        f".part-{os.getpid()}-{path.name}"
+    )  # keeps the suffix, by which savers go
     try:
         yield part
         os.replace(part, path)
@@ -185,9 +228,11 @@ def _reading(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # decoders raise anything from SyntaxError to struct.error
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0:1] or "no reason given"
+        reason = (
+            getattr(error, "strerror", None) or str(error).splitlines()[0:1] or "no reason given"
+        )
         reason = reason if isinstance(reason, str) else reason[0]
-        raise UserError(f"{path}: cannot be read as an image ({reason[:150]})") from None
+        raise UnreadableError(f"{path}: cannot be read as an image ({reason[:150]})") from None
 
 
 def _read_picture(path: Path) -> Iterator[np.ndarray]:
@@ -204,11 +249,13 @@ def _tiff_pages(tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPageSeries, int]:
     """Returns the series of slices in an open TIFF, and their number."""
     series = [one for one in tiff.series if one.kind != "thumbnail"]
     if len(series) != 1:
-        raise UserError(
+        raise UnreadableError(
             f"{tiff.filehandle.path}: pages of {len(series)} different sizes or kinds; "
             "save them as separate files"
         )
-    planes = [n for n, axis in zip(series[0].shape, series[0].axes, strict=True) if axis not in "YXS"]
+    planes = [
+        n for n, axis in zip(series[0].shape, series[0].axes, strict=True) if axis not in "YXS"
+    ]
     return series[0], int(np.prod(planes, dtype=int))
 
 

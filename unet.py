@@ -18,7 +18,7 @@ KERNEL = 3
 def build_unet(filters: Sequence[int] = FILTERS, dilation: int = 1) -> keras.Model:
     """Builds the U-Net.
 
-    Each encoder stage is two 3x3 convolutions and a 2x2 max pooling; the bridge is two convolutions;
+    Each encoder stage is two 3x3 convolutions and a 2x2 max pooling; the bridge two convolutions;
     each decoder stage doubles the size, concatenates the encoder's skip and convolves twice.
 
     Args:

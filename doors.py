@@ -1,0 +1,77 @@
+"""What every door does alike: one-line errors, a quiet start, a readable number format."""
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+
+PYTHON = "Python 3.11 to 3.13"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that refuses in one line, not with a page of usage."""
+
+    def __init__(self, **kwargs):
+        style = argparse.RawDescriptionHelpFormatter
+        super().__init__(allow_abbrev=False, formatter_class=style, **kwargs)
+
+    def error(self, message: str) -> None:
+        """Exits with status 2 and one line."""
+        self.exit(2, f"{self.prog}: error: {message}; see python {self.prog} --help\n")
+
+
+def fraction(text: str) -> float:
+    """Returns a flag's number between 0 and 1, both excluded."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text!r}")
+    return value
+
+
+def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace, prog: str) -> int:
+    """Runs a door's work and turns a user's mistake into one line on stderr.
+
+    Returns:
+        The exit status: what `work` returns (0 = all done, 1 = part of it), 2 when it was refused.
+    """
+    try:
+        from slices import UserError
+
+        try:
+            return work(args)
+        except UserError as error:
+            message = " ".join(str(error).split())
+    except ModuleNotFoundError as error:
+        message = f"{error.name} is not installed; pip install -r requirements.txt ({PYTHON})"
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return 130
+    print(f"{prog}: error: {message}", file=sys.stderr)
+    return 2
+
+
+def import_tensorflow_quietly() -> None:
+    """Imports TensorFlow without its start-up chatter; a failure still shows all it said.
+
+    The chatter comes from C++ before any log level counts, so the descriptor itself is diverted.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            import tensorflow
+
+            tensorflow.config.list_physical_devices()
+        except BaseException:
+            said.seek(0)
+            os.write(terminal, said.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)

@@ -1,0 +1,114 @@
+"""A run: the folder that one training leaves behind, and which one predicts."""
+
+import json
+import os
+from pathlib import Path
+
+from slices import UserError
+
+OUTPUTS = Path(__file__).parent / "outputs"
+PRETRAINED = "pretrained"
+DRAWN = "synthetic-slices"  # the data set that --data synthetic draws
+FORMAT = 1  # of run.json; a newer one is refused
+
+
+def make_folder(wanted: str | None, default: Path) -> Path:
+    """Creates the folder for new output; nothing is ever written into a folder with contents.
+
+    Args:
+        wanted: the folder that the user named, or None.
+        default: the one to create otherwise, with -2, -3, … appended when it is taken.
+
+    Raises:
+        UserError: the wanted folder is a file, cannot be written, or holds anything.
+    """
+    if wanted is None:
+        return _new_folder(default)
+    path = Path(wanted).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        taken = any(path.iterdir())
+    except FileExistsError:
+        raise UserError(f"{path}: a file, not a folder; name another --output") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; name another --output") from None
+    if taken:
+        raise UserError(f"{path}: not empty, and nothing is overwritten; name another --output")
+    return path
+
+
+def read_run(folder: Path) -> dict:
+    """Returns the contents of a run's run.json.
+
+    Raises:
+        UserError: it is missing, damaged, or of a newer format.
+    """
+    path = folder / "run.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        newer = record["format"] > FORMAT
+        record["finished"], record["synthetic"], record["flags"]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); is {folder} a run?") from None
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{path}: damaged; remove that run, or choose another one") from None
+    if newer:
+        raise UserError(f"{path}: written by a newer version of this program; update it")
+    return record
+
+
+def find_run(name: str | None) -> Path:
+    """Returns the run, or bare .keras file, that shall predict.
+
+    Args:
+        name: a path, or a bare name for `outputs/NAME`; None for the newest finished run on real
+            slices, else the one that ships with the repository.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name is not None:
+        path = Path(name).expanduser()
+        if not path.exists() and len(path.parts) == 1 and (OUTPUTS / path).exists():
+            path = OUTPUTS / path
+        if not path.exists():
+            raise UserError(f"{name}: no such run or model; there are: {_names()}")
+        return path
+    found = []
+    for path in OUTPUTS.glob("*/run.json"):
+        if path.parent.name != PRETRAINED:
+            record = read_run(path.parent)
+            if record["finished"] and not record["synthetic"]:
+                found.append((record["ended"], path.parent))
+    if found:
+        return max(found)[1]
+    if (OUTPUTS / PRETRAINED / "run.json").exists():
+        return OUTPUTS / PRETRAINED
+    raise UserError(
+        f"no finished training on real slices in {shown(OUTPUTS)}; run python train.py, "
+        f"or name a model with --model (there are: {_names()})"
+    )
+
+
+def shown(path: Path) -> str:
+    """Returns a path as a person would type it here."""
+    relative = os.path.relpath(path) if path.anchor in ("", Path.cwd().anchor) else str(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def _new_folder(path: Path) -> Path:
+    number = 1
+    while True:
+        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:  # by an earlier or another training
+            number += 1
+        except OSError as error:
+            raise UserError(f"{folder}: {error.strerror}; name a folder with --output") from None
+        else:
+            return folder
+
+
+def _names() -> str:
+    return ", ".join(sorted(path.parent.name for path in OUTPUTS.glob("*/run.json"))) or "none"
