@@ -93,6 +93,7 @@ def predict(args: argparse.Namespace) -> int:
         total=total,
         unit=" slices",
         file=sys.stdout,
+        delay=1e-3,  # no line before the first slice
         mininterval=0.1 if live else LINE_SECONDS,
         bar_format=None
         if live
@@ -107,7 +108,8 @@ def predict(args: argparse.Namespace) -> int:
                 for page, image in enumerate(slices.read_pages(file), start=1):
                     name = file.name if pages == 1 else f"{file.name}[{page}]"
                     if image.ndim == 3 and not colour:
-                        progress.write(f"Note: {name} is in colour; its luminance is used")
+                        say = progress.write if live else print
+                        say(f"Note: {name} is in colour; its luminance is used")
                         colour = True
                     grey = slices.normalise(image, **record.get("scaling", {}))
                     probability = predictor(grey)

@@ -6,6 +6,7 @@ Everything that touches an image file goes through here, so that polarity (0 = m
 
 import contextlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -58,7 +59,7 @@ def count_pages(path: Path) -> int:
     if path.suffix.lower() not in TIFF_SUFFIXES:
         return 1
     with _reading(path), tifffile.TiffFile(path) as tiff:
-        return _tiff_pages(tiff)[1]
+        return sum(count for _, count in _tiff_series(tiff))
 
 
 def read_pages(path: Path) -> Iterator[np.ndarray]:
@@ -208,7 +209,7 @@ def write_pages(path: Path, pages: Iterator[np.ndarray]) -> None:
         if path.suffix.lower() in TIFF_SUFFIXES:
             with tifffile.TiffWriter(part) as tiff:
                 for page in pages:
-                    tiff.write(page, photometric="minisblack", compression="zlib", contiguous=False)
+                    tiff.write(page, photometric="minisblack", compression="zlib", metadata=None)
         else:
             (page,) = pages
             Image.fromarray(page).save(part, format="PNG")
@@ -245,37 +246,39 @@ def _read_picture(path: Path) -> Iterator[np.ndarray]:
     yield image
 
 
-def _tiff_pages(tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPageSeries, int]:
-    """Returns the series of slices in an open TIFF, and their number."""
-    series = [one for one in tiff.series if one.kind != "thumbnail"]
-    if len(series) != 1:
+def _tiff_series(tiff: tifffile.TiffFile) -> list[tuple[tifffile.TiffPageSeries, int]]:
+    """Returns each series of slices in an open TIFF with its number of slices."""
+    if len({(_plane(series), series.dtype) for series in tiff.series}) != 1:
         raise UnreadableError(
-            f"{tiff.filehandle.path}: pages of {len(series)} different sizes or kinds; "
-            "save them as separate files"
+            f"{tiff.filehandle.path}: its pages differ in size or kind; save them as separate files"
         )
-    planes = [
-        n for n, axis in zip(series[0].shape, series[0].axes, strict=True) if axis not in "YXS"
-    ]
-    return series[0], int(np.prod(planes, dtype=int))
+    return [(series, series.size // math.prod(_plane(series))) for series in tiff.series]
+
+
+def _plane(series: tifffile.TiffPageSeries) -> tuple[int, ...]:
+    """Returns the shape of one slice of a series."""
+    named = zip(series.shape, series.axes, strict=True)
+    return tuple(length for length, axis in named if axis in "YXS")
 
 
 def _read_tiff(path: Path) -> Iterator[np.ndarray]:
     with _reading(path), tifffile.TiffFile(path) as tiff:
-        series, count = _tiff_pages(tiff)
-        first = series.keyframe
-        if len(series.pages) == count and all(page is not None for page in series.pages):
-            pages = (page.asarray() for page in series.pages)
-        else:  # ImageJ's stacks and others that store many slices under one page
-            whole = series.asarray()
-            size = [n for n, axis in zip(series.shape, series.axes, strict=True) if axis in "YXS"]
-            pages = iter(whole.reshape(count, *size))
-        for page in pages:
-            if first.axes.startswith("S"):
-                page = np.moveaxis(page, 0, -1)
-            if first.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
-                page = ~page if page.dtype.kind in "bu" else page.max() - page
-            if first.photometric == tifffile.PHOTOMETRIC.PALETTE:
-                page = np.moveaxis(first.colormap[:, page], 0, -1)
-            if page.ndim == 3:  # without alpha
-                page = page[..., :3] if page.shape[-1] > 2 else page[..., 0]
-            yield page
+        for series, count in _tiff_series(tiff):
+            if len(series.pages) == count:
+                pages = (page.asarray() for page in series.pages)
+            else:  # ImageJ and others can store many slices under one page
+                pages = iter(series.asarray().reshape(count, *_plane(series)))
+            for page in pages:
+                yield _as_shown(page, series.keyframe)
+
+
+def _as_shown(page: np.ndarray, tags: tifffile.TiffPage) -> np.ndarray:
+    """Returns (height, width[, 3]), bright = high, of a TIFF page as it is stored."""
+    if tags.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+        page = ~page if page.dtype.kind in "bu" else page.max() - page
+    if tags.photometric == tifffile.PHOTOMETRIC.PALETTE and tags.colormap is not None:
+        return np.moveaxis(tags.colormap[:, page], 0, -1)
+    if page.ndim == 3:
+        page = np.moveaxis(page, 0, -1) if tags.axes.startswith("S") else page
+        return page[..., :3] if page.shape[-1] > 2 else page[..., 0]  # without alpha
+    return page

@@ -1,0 +1,238 @@
+import shutil
+import socket
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tifffile
+from PIL import Image
+
+import data
+from data import Pairs, TileSampler
+from slices import UserError
+from synthetic import make_slice
+
+SLICES = [make_slice(40, 48, seed) for seed in range(12)]
+
+
+def write_folders(root, images, labels, names, high=255):
+    for folder, stack in ((images, 0), (labels, 1)):
+        (root / folder).mkdir(parents=True)
+        for name, pair in zip(names, SLICES, strict=False):
+            pixels = pair[0] if stack == 0 else pair[1] * np.uint8(high)
+            Image.fromarray(pixels).save(root / folder / name)
+
+
+def write_stacks(root):
+    tifffile.imwrite(root / "train-volume.tif", np.stack([image for image, _ in SLICES]))
+    labels = np.stack([label * np.uint8(255) for _, label in SLICES])
+    tifffile.imwrite(root / "train-labels.tif", labels)
+
+
+def frames(count=12):
+    return [f"frame_{number:04d}.png" for number in range(1, count + 1)]
+
+
+LAYOUTS = {
+    "kaggle": lambda root: write_folders(
+        root / "unmodified-data", "train/imgs", "train/labels", frames()
+    ),
+    "kaggle without prefix": lambda root: write_folders(
+        root, "train/imgs", "train/labels", frames()
+    ),
+    "organisers": write_stacks,
+    "numbered": lambda root: write_folders(
+        root, "image", "label", [f"{number}.png" for number in range(12)]
+    ),
+    "0 and 1": lambda root: write_folders(root, "image", "label", frames(), high=1),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_people_have_are_recognised(tmp_path, layout):
+    LAYOUTS[layout](tmp_path)
+    pairs = data.load_pairs(data.find_data_set(str(tmp_path), tmp_path))
+    assert len(pairs.names) == 12
+    for label, (_, expected) in zip(pairs.labels, SLICES, strict=True):
+        assert np.array_equal(label, expected)
+
+
+def test_an_archive_unpacked_into_a_folder_of_its_own_is_found(tmp_path):
+    (tmp_path / "ISBI-2012-challenge").mkdir()
+    write_stacks(tmp_path / "ISBI-2012-challenge")
+    found = data.find_data_set(str(tmp_path), tmp_path)
+    assert found.images.name == "train-volume.tif" and found.test is None
+
+
+def spoil_count(root):
+    (root / "train/labels/frame_0012.png").unlink()
+
+
+def spoil_name(root):
+    (root / "train/labels/frame_0003.png").rename(root / "train/labels/frame_3b.png")
+
+
+def spoil_size(root):
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(root / "train/labels/frame_0005.png")
+
+
+def spoil_label(root):
+    Image.fromarray(SLICES[0][0]).save(root / "train/labels/frame_0007.png")
+
+
+def spoil_polarity(root):
+    for path in (root / "train/labels").iterdir():
+        Image.fromarray(np.full((40, 48), 255, np.uint8)).save(path)
+
+
+@pytest.mark.parametrize("spoil, words", [
+    (spoil_count, "12 slices and .* has 11"),
+    (spoil_name, "frame_0003 has no label of that name .*frame_3b"),
+    (spoil_size, "frame_0005: a slice of 48x40 px with a label of 9x9"),
+    (spoil_label, "frame_0007: not a binary label"),
+    (spoil_polarity, "one class in all labels"),
+])  # fmt: skip
+def test_slices_and_labels_that_do_not_pair_up_are_refused(tmp_path, spoil, words):
+    LAYOUTS["kaggle without prefix"](tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(UserError, match=words):
+        data.load_pairs(data.find_data_set(str(tmp_path), tmp_path))
+
+
+@pytest.mark.parametrize("folder, words", [(".", "no labelled slices"), ("gone", "no such folder")])
+def test_a_folder_without_a_data_set_is_refused(tmp_path, folder, words):
+    with pytest.raises(UserError, match=words):
+        data.find_data_set(str(tmp_path / folder), tmp_path)
+
+
+def test_synthetic_slices_are_drawn_once_and_known_as_such(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "SYNTHETIC_SLICES", {"train": 3, "test": 1})
+    monkeypatch.setattr(data, "SYNTHETIC_SIZE", 40)
+    drawn = tmp_path / "drawn"
+    first = data.find_data_set("synthetic", drawn)
+    assert first.is_synthetic and len(data.load_pairs(first).names) == 3
+    monkeypatch.setattr(data, "_draw", None)  # a second drawing would fail
+    assert data.find_data_set(str(drawn), tmp_path).is_synthetic
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def test_a_cached_download_is_used_without_network(tmp_path, monkeypatch, no_network):
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path))
+    versions = tmp_path / "datasets" / data.HANDLE
+    for version in ("9", "10", "11"):
+        LAYOUTS["kaggle"](versions / "versions" / version)
+    for version in ("9", "10"):  # 11 is only half there
+        (versions / f"{version}.complete").touch()
+    found = data.find_data_set(None, tmp_path)
+    assert found.root == versions / "versions/10/unmodified-data"
+    assert not found.is_synthetic
+
+
+def test_without_network_and_cache_the_ways_out_are_named(tmp_path, monkeypatch, no_network):
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError) as refusal:
+        data.find_data_set(None, tmp_path)
+    for words in ("cannot be downloaded", "kaggle.com/datasets", "ISBI-2012-challenge.zip",
+                  "--data DIR", "--data synthetic"):  # fmt: skip
+        assert words in str(refusal.value)
+
+
+def numbered_pairs(count=10, size=(30, 30)):
+    images = [np.full(size, number / 16, np.float32) for number in range(count)]
+    return Pairs([str(n) for n in range(count)], images, [np.ones(size, bool)] * count)
+
+
+@pytest.mark.parametrize("val_slices, held_out", [
+    (None, ["8", "9"]), ("1-3", ["0", "1", "2"]), ("4", ["3"]), ("10-10", ["9"]),
+])  # fmt: skip
+def test_whole_slices_are_held_out(val_slices, held_out):
+    training, validation = data.split(numbered_pairs(), val_slices)
+    assert validation.names == held_out
+    assert sorted(training.names + held_out, key=int) == numbered_pairs().names
+
+
+@pytest.mark.parametrize("val_slices", ["0-3", "9-11", "3-2", "a", "1,2", "1-10"])
+def test_impossible_hold_outs_are_refused(val_slices):
+    with pytest.raises(UserError, match="--val-slices"):
+        data.split(numbered_pairs(), val_slices)
+
+
+def numbers(first, count=8):
+    return tf.range(first, first + count, dtype=tf.int64)
+
+
+def test_no_tile_of_a_held_out_slice_is_trained_on(monkeypatch):
+    monkeypatch.setattr(data, "_draw_exposure", lambda images, seed: images)
+    training, _ = data.split(numbered_pairs(size=(280, 270)), "4-6")
+    sampler = TileSampler(training.images, training.labels, 0)
+    seen = {float(v) for n in range(0, 80, 8) for v in np.unique(sampler(numbers(n))[0])}
+    assert {round(value * 16, 3) for value in seen} == {0, 1, 2, 6, 7, 8, 9}
+
+
+@pytest.mark.parametrize("size", [(300, 400), (256, 256), (90, 300)])
+def test_image_and_label_move_together(monkeypatch, size):
+    monkeypatch.setattr(data, "_draw_exposure", lambda images, seed: images)
+    coarse = np.random.default_rng(0).random((8, 8)).astype(np.float32)
+    image = coarse[np.ix_(np.arange(size[0]) // 40 % 8, np.arange(size[1]) // 40 % 8)]
+    sampler = TileSampler([image], [image > 0.5], 0)
+    for first in range(0, 48, 8):
+        images, labels = (tiles.numpy() for tiles in sampler(numbers(first)))
+        # between a light and a dark pixel, where a deformed tile is read, both may round either way
+        assert np.mean(labels == (images > 0.5)) > 0.99
+
+
+def test_tiles_have_their_size_whatever_the_slices_have():
+    image = np.full((1, 1), 0.5, np.float32)
+    for tiles in TileSampler([image, image], [image > 0, image > 1], 0)(numbers(0)):
+        assert tiles.shape == (8, 256, 256, 1)
+
+
+def test_label_follows_the_image_exactly_without_deformation(monkeypatch):
+    monkeypatch.setattr(data, "_draw_exposure", lambda images, seed: images)
+    monkeypatch.setattr(data, "_draw_deformation", lambda count, seed: 0.0)
+    image = np.random.default_rng(0).random((300, 311)).round(2).astype(np.float32)
+    sampler = TileSampler([image], [image > 0.5], 0)
+    images, labels = sampler(numbers(0))
+    assert np.array_equal(labels, images > 0.5001)
+
+
+def test_all_eight_flips_and_rotations_occur(monkeypatch):
+    monkeypatch.setattr(data, "_draw_exposure", lambda images, seed: images)
+    monkeypatch.setattr(data, "_draw_deformation", lambda count, seed: 0.0)
+    image = np.random.default_rng(0).random((256, 256)).round(2).astype(np.float32)
+    eight = [np.rot90(turned, k) for turned in (image, image[:, ::-1]) for k in range(4)]
+    sampler = TileSampler([image], [image > 0.5], 0)
+    seen = set()
+    for first in range(0, 80, 8):
+        for tile in sampler(numbers(first))[0].numpy()[..., 0]:
+            seen |= {k for k, one in enumerate(eight) if np.allclose(one, tile, atol=1e-3)}
+    assert seen == set(range(8))
+
+
+def test_tiles_depend_on_seed_and_number_alone():
+    images, labels = zip(*[make_slice(300, 280, seed) for seed in range(3)], strict=True)
+    images = [image.astype(np.float32) / 255 for image in images]
+    first, again, other = (TileSampler(images, labels, seed) for seed in (0, 0, 1))
+    first(numbers(0))
+    assert np.array_equal(first(numbers(16))[0], again(numbers(16))[0])
+    assert not np.array_equal(first(numbers(16))[0], first(numbers(24))[0])
+    assert not np.array_equal(first(numbers(16))[0], other(numbers(16))[0])
+
+
+@pytest.mark.isbi
+def test_real_slices_load_and_pair_up(isbi, tmp_path):
+    pairs = data.load_pairs(data.find_data_set(str(isbi), tmp_path))
+    assert pairs.names == [f"frame_{number:04d}" for number in range(1, len(pairs.names) + 1)]
+    assert {image.shape for image in pairs.images} == {(512, 512)}
+    assert 0.15 < 1 - np.mean(pairs.labels) < 0.3
+    copied = tmp_path / "train"
+    shutil.copytree(data.find_data_set(str(isbi), tmp_path).images.parent, copied)
+    assert data.load_pairs(data.find_data_set(str(tmp_path), tmp_path)).names == pairs.names

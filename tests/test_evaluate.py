@@ -1,0 +1,99 @@
+import json
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+import evaluate
+import metrics
+from synthetic import make_slice
+
+SLICES = {f"s{number}": make_slice(60, 70, number)[1] for number in (1, 2, 10)}
+
+
+def write(folder, images, suffix=".png"):
+    folder.mkdir()
+    for name, image in images.items():
+        Image.fromarray(image).save(folder / f"{name}{suffix}")
+    return folder
+
+
+@pytest.fixture
+def labels(tmp_path):
+    return write(tmp_path / "labels", {name: one * np.uint8(255) for name, one in SLICES.items()})
+
+
+def blurred(label):
+    """P(interior): high inside, a gap in the membrane of the left half."""
+    probability = np.where(label, 240, 20).astype(np.uint8)
+    probability[:, :35] = np.maximum(probability[:, :35], 150)
+    return probability
+
+
+def run(*flags):
+    return evaluate.main(list(map(str, flags)))
+
+
+def summary(text):
+    pairs = [line.split(": ") for line in text.splitlines() if ": " in line]
+    return {key: value for key, value in pairs}
+
+
+def test_perfect_masks_score_one(labels, capsys):
+    assert run(labels, labels) == 0
+    said = summary(capsys.readouterr().out)
+    for key in ("v_rand", "v_info", "v_rand_split", "v_rand_merge", "membrane_f1", "membrane_iou"):
+        assert said[key] == "1"
+    assert said["threshold"] == "none"
+
+
+def test_masks_are_scored_as_metrics_scores_them(labels, tmp_path, capsys):
+    shifted = {name: np.roll(one, 2, 1) for name, one in SLICES.items()}
+    masks = write(tmp_path / "m", {n: one * np.uint8(255) for n, one in shifted.items()}, ".tif")
+    assert run(masks, labels, "--json", tmp_path / "scores.json") == 0
+    said = summary(capsys.readouterr().out)
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert [row["name"] for row in written["slices"]] == ["s1", "s2", "s10"]
+    expected = [metrics.score_slice(SLICES[name], shifted[name]) for name in SLICES]
+    for key in evaluate.COLUMNS:
+        mean = np.mean([row[key] for row in expected])
+        assert written[key] == pytest.approx(mean)
+        assert float(said[key]) == pytest.approx(mean, abs=1e-6)
+
+
+def test_probability_maps_need_a_threshold_and_show_the_best_one(labels, tmp_path, capsys):
+    maps = write(tmp_path / "p", {name: blurred(one) for name, one in SLICES.items()})
+    assert run(maps, labels) == 2
+    assert "--threshold" in capsys.readouterr().err
+    assert run(maps, labels, "--threshold", "0.5", "--json", tmp_path / "a.json") == 0
+    said = json.loads((tmp_path / "a.json").read_text())
+    assert said["threshold"] == 0.5 and said["v_rand"] < 0.9
+    assert said["v_rand_best"] == said["v_info_best"] == 1
+    assert 150 / 255 <= said["threshold_best"] < 240 / 255
+    assert {"v_rand_best", "threshold_best", "v_info_best"} <= summary(
+        capsys.readouterr().out
+    ).keys()
+
+
+def test_two_stacks_are_paired_page_by_page(tmp_path, capsys):
+    stack = np.stack(list(SLICES.values()))
+    tifffile.imwrite(tmp_path / "a.tif", stack * np.uint8(255), photometric="minisblack")
+    tifffile.imwrite(tmp_path / "b.tif", stack, photometric="minisblack")
+    assert run(tmp_path / "a.tif", tmp_path / "b.tif") == 0
+    assert summary(capsys.readouterr().out)["v_rand"] == "1"
+
+
+def test_what_does_not_pair_up_is_refused(labels, tmp_path, capsys):
+    masks = write(tmp_path / "m", {"s1": SLICES["s1"], "s3": SLICES["s2"]})
+    assert run(masks, labels) == 2
+    assert "s3 has no label of that name" in capsys.readouterr().err
+    small = write(tmp_path / "n", {"s1": SLICES["s1"][:-1]})
+    assert run(small, labels) == 2
+    assert "same size" in capsys.readouterr().err
+
+
+def test_labels_without_prediction_are_counted(labels, tmp_path, capsys):
+    masks = write(tmp_path / "m", {"s2": SLICES["s2"]})
+    assert run(masks, labels) == 0
+    assert "2 labels have no prediction" in capsys.readouterr().out

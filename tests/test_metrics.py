@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+import metrics
+
+LABEL = np.ones((20, 21), bool)
+LABEL[:, 10] = False
+
+
+def changed(*places, value=False, base=LABEL):
+    mask = base.copy()
+    for place in places:
+        mask[place] = value
+    return mask
+
+
+TOY = [
+    ("itself", LABEL, 1, 1),
+    ("5 px thick", changed(np.s_[:, 8:13]), 1, 1),
+    ("all white", np.ones_like(LABEL), 0.666667, 0),
+    ("all black", np.zeros_like(LABEL), 0.666667, 0),
+    ("a hole in the membrane", changed(np.s_[7, 10], value=True), 0.666667, 0),
+    ("one cell split", changed(np.s_[10, :10]), 0.841503, 0.740659),
+    ("shifted", changed(np.s_[:, 12], base=np.ones_like(LABEL)), 0.857291, 0.622728),
+]
+GOLDEN_THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99)
+GOLDEN = {  # V_rand, then V_info, at these thresholds
+    "0022": (
+        (0.105240, 0.229308, 0.478594, 0.776933, 0.871752, 0.945131, 0.755066),
+        (0.168834, 0.690112, 0.860291, 0.940966, 0.962342, 0.962075, 0.886112),
+    ),
+    "0024": (
+        (0.093330, 0.279849, 0.351256, 0.730921, 0.895290, 0.917849, 0.715402),
+        (0.050308, 0.702811, 0.795364, 0.926501, 0.960440, 0.950526, 0.852216),
+    ),
+    "0025": (
+        (0.112492, 0.230629, 0.340404, 0.610741, 0.810535, 0.902389, 0.784233),
+        (0.272336, 0.691125, 0.804159, 0.907190, 0.949142, 0.947871, 0.872527),
+    ),
+}
+
+
+@pytest.mark.parametrize("name, mask, v_rand, v_info", TOY, ids=[row[0] for row in TOY])
+def test_toy_table_of_the_challenge(name, mask, v_rand, v_info):
+    scores = metrics.score_segmentation(LABEL, mask)
+    assert scores["v_rand"] == pytest.approx(v_rand, abs=1e-6)
+    assert scores["v_info"] == pytest.approx(v_info, abs=1e-6)
+
+
+@pytest.mark.isbi
+@pytest.mark.parametrize("number", GOLDEN)
+def test_golden_table_of_the_challenges_own_program(golden, number):
+    probability = np.asarray(Image.open(golden / f"prob_{number}.png")) / 255
+    label = np.asarray(Image.open(golden / f"label_{number}.png")) > 127
+    for threshold, v_rand, v_info in zip(GOLDEN_THRESHOLDS, *GOLDEN[number], strict=True):
+        scores = metrics.score_segmentation(label, probability > threshold)
+        assert scores["v_rand"] == pytest.approx(v_rand, abs=1e-3)
+        assert scores["v_info"] == pytest.approx(v_info, abs=1e-3)
+
+
+def test_a_split_lowers_the_split_term_and_a_merge_the_merge_term():
+    split = metrics.score_segmentation(LABEL, TOY[5][1])
+    merged = metrics.score_segmentation(LABEL, np.ones_like(LABEL))
+    assert split["v_rand_split"] < 0.8 and split["v_rand_merge"] > 0.99
+    assert merged["v_rand_split"] == 1 and merged["v_rand_merge"] == pytest.approx(0.5)
+    assert split["v_info_split"] < split["v_info_merge"]
+    assert merged["v_info_merge"] == 0
+
+
+def test_a_label_without_interior_has_no_score():
+    scores = metrics.score_segmentation(np.zeros((4, 4), bool), LABEL[:4, :4])
+    assert all(np.isnan(value) for value in scores.values())
+
+
+def test_membrane_scores_are_of_the_membrane_class():
+    label, mask = np.array([[0, 0, 1, 1]], bool), np.array([[0, 1, 1, 1]], bool)
+    assert metrics.score_membrane(label, mask) == pytest.approx(
+        {"membrane_f1": 2 / 3, "membrane_iou": 1 / 2}
+    )
+    assert metrics.score_membrane(label | True, label | True)["membrane_f1"] == 1
+
+
+def leaky(gap):
+    """A map whose membrane is P = 0.1 but for a gap of P = `gap`, inside 0.95."""
+    probability = np.where(LABEL, 0.95, 0.1)
+    probability[5, 10] = gap
+    return probability
+
+
+def test_calibration_finds_the_threshold_that_closes_the_gap():
+    result = metrics.calibrate([LABEL, LABEL], [leaky(0.6), leaky(0.6)], (0.3, 0.5, 0.7, 0.97))
+    assert result["threshold"] == 0.7
+    assert result["best"]["v_rand"] == result["fixed"]["v_rand"] == 1
+    assert [row["v_rand"] < 1 for row in result["table"]] == [True, True, False, True]
+
+
+def test_the_fixed_score_never_sees_the_slice_it_scores():
+    maps = [leaky(0.6), leaky(0.85)]
+    result = metrics.calibrate([LABEL, LABEL], maps, (0.7, 0.9))
+    assert result["best"]["v_rand"] == 1
+    assert result["fixed"]["v_rand"] == pytest.approx((1 + 2 / 3) / 2, abs=1e-6)
+
+
+def test_one_slice_has_no_fixed_score():
+    assert metrics.calibrate([LABEL], [leaky(0.6)])["fixed"] is None

@@ -1,0 +1,234 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from conftest import write_data_set
+from PIL import Image
+
+import data
+import predict
+import runs
+import slices
+
+ROOT = Path(predict.__file__).parent
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "my slices"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, size in (("a.png", (40, 50)), ("b 2.tif", (33, 20)), ("c.jpg", (64, 64))):
+        image = rng.integers(0, 256, size, np.uint8)
+        Image.fromarray(image).save(folder / name)
+    return folder
+
+
+def run(*flags):
+    return predict.main(["--no-tta", *map(str, flags)])
+
+
+def test_every_mask_has_its_slices_name_and_size(outputs, folder, tmp_path, capsys):
+    assert run(folder, "--output", tmp_path / "masks", "--probability") == 0
+    masks = tmp_path / "masks"
+    assert sorted(path.name for path in masks.iterdir()) == [
+        "a.png", "about", "b 2.png", "c.png", "probability",
+    ]  # fmt: skip
+    for name, size in (("a", (40, 50)), ("b 2", (33, 20)), ("c", (64, 64))):
+        mask = np.asarray(Image.open(masks / f"{name}.png"))
+        assert mask.shape == size and mask.dtype == np.uint8
+        assert set(np.unique(mask)) <= {0, 255}
+        probability = np.asarray(Image.open(masks / "probability" / f"{name}.png"))
+        threshold = json.loads((masks / "about/prediction.json").read_text())["threshold"]
+        sure = np.abs(probability / 255.0 - threshold) > 0.004
+        assert np.array_equal((probability / 255.0 > threshold)[sure], (mask > 0)[sure])
+    assert Image.open(masks / "about/contact_sheet.png").width > 1000
+    said = capsys.readouterr().out
+    assert "Model:" in said and "small" in said and "3 masks in" in said
+
+
+def test_a_stack_gives_a_stack(outputs, tmp_path):
+    stack = np.random.default_rng(0).integers(0, 4096, (3, 30, 41)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "stack.tif", stack, photometric="minisblack")
+    assert run(tmp_path / "stack.tif", "--output", tmp_path / "m/n", "--probability") == 2  # inside
+    output = tmp_path.parent / f"{tmp_path.name}-masks"
+    assert run(tmp_path / "stack.tif", "--output", output, "--probability") == 0
+    for path in (output / "stack.tif", output / "probability/stack.tif"):
+        assert tifffile.imread(path).shape == stack.shape
+        assert tifffile.imread(path).dtype == np.uint8
+
+
+def test_dtype_and_exposure_do_not_change_the_mask(outputs, tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (48, 48), np.uint8)
+    versions = tmp_path / "versions"
+    versions.mkdir()
+    tifffile.imwrite(versions / "a.tif", image)
+    tifffile.imwrite(versions / "b.tif", image.astype(np.uint16) * 16)
+    tifffile.imwrite(versions / "c.tif", image.astype(np.float32) / 999)
+    assert run(versions, "--output", tmp_path / "masks") == 0
+    masks = [np.asarray(Image.open(tmp_path / f"masks/{name}.png")) for name in "abc"]
+    assert np.mean(masks[0] != masks[1]) < 0.01 and np.mean(masks[0] != masks[2]) < 0.01
+
+
+def test_the_rest_is_done_when_a_file_is_bad(outputs, folder, tmp_path, capsys):
+    (folder / "bad.png").write_bytes(b"no image")
+    (folder / "bad.tif").write_bytes(b"no image")
+    assert run(folder, "--output", tmp_path / "masks") == 1
+    said = capsys.readouterr()
+    assert "bad.png: cannot be read" in said.err and "bad.tif: cannot be read" in said.err
+    assert len(list((tmp_path / "masks").glob("*.png"))) == 3
+    record = json.loads((tmp_path / "masks/about/prediction.json").read_text())
+    assert len(record["failed"]) == 2
+
+
+def test_nothing_but_bad_files_is_a_failure(outputs, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/bad.png").write_bytes(b"no image")
+    assert run(tmp_path / "in", "--output", tmp_path / "masks") == 2
+
+
+@pytest.mark.parametrize("twin", ["a.tif", "A.jpg"])
+def test_two_slices_of_one_name_are_refused_before_work(outputs, folder, tmp_path, capsys, twin):
+    Image.new("L", (9, 9)).save(folder / twin)
+    assert run(folder, "--output", tmp_path / "masks") == 2
+    assert "would both be written" in capsys.readouterr().err
+    assert not (tmp_path / "masks").exists()
+
+
+def test_masks_are_never_overwritten(outputs, folder, tmp_path, capsys):
+    assert run(folder, "--output", tmp_path / "masks") == 0
+    before = (tmp_path / "masks/a.png").stat().st_mtime_ns
+    assert run(folder, "--output", tmp_path / "masks") == 2
+    assert "nothing is overwritten" in capsys.readouterr().err
+    assert (tmp_path / "masks/a.png").stat().st_mtime_ns == before
+
+
+def test_its_own_unfinished_work_is_continued(outputs, folder, tmp_path, monkeypatch, capsys):
+    untouched, calls = slices.write_pages, []
+
+    def die_at_the_second(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise MemoryError
+        return untouched(*args)
+
+    monkeypatch.setattr(slices, "write_pages", die_at_the_second)
+    with pytest.raises(MemoryError):
+        run(folder, "--output", tmp_path / "masks")
+    before = (tmp_path / "masks/a.png").stat().st_mtime_ns
+    assert run(folder, "--output", tmp_path / "masks", "--threshold", "0.123") == 2
+    assert run(folder, "--output", tmp_path / "masks") == 0
+    assert "Going on" in capsys.readouterr().out
+    assert (tmp_path / "masks/a.png").stat().st_mtime_ns == before
+    assert len(list((tmp_path / "masks").glob("*.png"))) == 3
+
+
+def test_the_input_folder_is_never_written_to(outputs, folder, capsys):
+    for output in (folder, folder / "masks"):
+        assert run(folder, "--output", output) == 2
+    assert "input folder" in capsys.readouterr().err
+    assert len(list(folder.iterdir())) == 3
+
+
+def test_a_slice_in_colour_is_converted_and_said_once(outputs, folder, tmp_path, capsys):
+    for name in ("x.png", "y.png"):
+        Image.effect_noise((30, 30), 90).convert("RGB").save(folder / name)
+    assert run(folder, "--output", tmp_path / "masks") == 0
+    assert capsys.readouterr().out.count("in colour") == 1
+
+
+def test_a_slice_without_membranes_is_remarked_on(outputs, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    Image.new("L", (50, 50), 200).save(tmp_path / "in/empty.png")
+    run(tmp_path / "in", "--output", tmp_path / "masks")
+    assert "much membrane in empty.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("source, words", [("gone", "no such file"), ("empty", "no image")])
+def test_nothing_to_predict_is_refused(outputs, tmp_path, capsys, source, words):
+    (tmp_path / "empty").mkdir()
+    assert run(tmp_path / source) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_bare_model_needs_a_threshold(outputs, folder, tmp_path, capsys):
+    model = outputs / "small/model.keras"
+    assert run(folder, "--model", model, "--output", tmp_path / "masks") == 2
+    assert "--threshold" in capsys.readouterr().err
+    flags = ["--model", model, "--output", tmp_path / "masks", "--threshold", "0.5"]
+    assert run(folder, *flags) == 0
+
+
+def write_run(outputs, name, **changes):
+    record = {"format": 1, "finished": True, "synthetic": False, "flags": {}, "ended": "2026-01-01"}
+    (outputs / name).mkdir(parents=True)
+    (outputs / name / "run.json").write_text(json.dumps(record | changes))
+
+
+def test_the_newest_finished_run_on_real_slices_is_the_default(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "OUTPUTS", tmp_path)
+    with pytest.raises(slices.UserError, match=r"run python train\.py"):
+        runs.find_run(None)
+    write_run(tmp_path, "pretrained")
+    assert runs.find_run(None).name == "pretrained"
+    write_run(tmp_path, "b-old")
+    write_run(tmp_path, "a-new", ended="2026-02-02")
+    write_run(tmp_path, "drawn", ended="2026-03-03", synthetic=True)
+    write_run(tmp_path, "cut", ended="2026-04-04", finished=False)
+    assert runs.find_run(None).name == "a-new"
+    assert runs.find_run("drawn") == tmp_path / "drawn"
+    with pytest.raises(slices.UserError, match="there are: a-new, b-old, cut, drawn, pretrained"):
+        runs.find_run("other")
+
+
+@pytest.mark.parametrize("content, words", [
+    ("{", "damaged"), ("{}", "damaged"), ("[]", "damaged"),
+    ('{"format": 99, "finished": true, "synthetic": false, "flags": {}}', "newer version"),
+])  # fmt: skip
+def test_a_run_record_that_cannot_be_trusted_is_refused(tmp_path, content, words):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(slices.UserError, match=words):
+        runs.read_run(tmp_path)
+
+
+def test_a_run_on_synthetic_slices_says_so(outputs, folder, tmp_path, capsys):
+    synthetic = tmp_path / "drawn"
+    synthetic.mkdir()
+    for path in (outputs / "small").iterdir():
+        (synthetic / path.name).write_bytes(path.read_bytes())
+    record = json.loads((synthetic / "run.json").read_text())
+    (synthetic / "run.json").write_text(json.dumps(record | {"synthetic": True}))
+    assert run(folder, "--model", synthetic, "--output", tmp_path / "masks") == 0
+    assert "trained on synthetic slices" in capsys.readouterr().out
+
+
+def test_without_a_folder_the_test_slices_of_the_data_set_are_predicted(
+    outputs, data_set, tmp_path
+):
+    assert run("--output", tmp_path / "masks") == 0
+    assert len(list((tmp_path / "masks").glob("slice_*.png"))) == 2
+
+
+def test_a_data_set_without_test_slices_asks_for_a_folder(tmp_path, monkeypatch):
+    root = write_data_set(tmp_path / "set", count=2, test=1)
+    (root / "test").rename(root / "unused")
+    assert data.find_data_set(str(root), tmp_path).test is None
+    with pytest.raises(slices.UserError, match="name a folder"):
+        predict._test_slices({"flags": {"data": str(root)}})
+
+
+def test_the_real_command_is_quiet_and_shows_progress(trained, folder, tmp_path):
+    command = [sys.executable, "predict.py", folder, "--model", trained / "small"]
+    command += ["--output", tmp_path / "masks"]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    answer = subprocess.run(
+        list(map(str, command)), cwd=ROOT, capture_output=True, text=True, env=environment
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stderr == ""
+    assert "3 of 3 slices" in answer.stdout and "left" in answer.stdout

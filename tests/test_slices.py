@@ -1,0 +1,185 @@
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+import slices
+from slices import UnreadableError, UserError
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (20, 30), np.uint8)
+
+
+def read_one(path):
+    (page,) = slices.read_pages(path)
+    return page
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "bool"])
+def test_png_round_trip_keeps_every_value(tmp_path, dtype):
+    image = (
+        GREY > 127 if dtype == "bool" else GREY.astype(dtype) * (257 if dtype == "uint16" else 1)
+    )
+    Image.fromarray(image).save(tmp_path / "a.png")
+    assert np.array_equal(read_one(tmp_path / "a.png"), image)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib", "lzw"])
+@pytest.mark.parametrize("dtype", ["u1", "<u2", ">u2", "<u4", "<f4", ">f4", "<f8", "<i2"])
+def test_tiff_round_trip_keeps_every_value(tmp_path, dtype, compression):
+    image = GREY.astype(dtype)
+    order = dtype[0] if dtype[0] in "<>" else "<"
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, image, byteorder=order, compression=compression)
+    assert np.array_equal(read_one(path), image)
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".jpg", ".JPEG"])
+def test_other_formats_are_read(tmp_path, suffix):
+    image = np.full((20, 30), 77, np.uint8)
+    Image.fromarray(image).save(tmp_path / f"a{suffix}")
+    assert np.abs(read_one(tmp_path / f"a{suffix}").astype(int) - image).max() <= 2
+
+
+@pytest.mark.parametrize("mode, suffix", [
+    ("RGB", "png"), ("RGBA", "png"), ("LA", "png"), ("CMYK", "jpg"), ("RGB", "tif"),
+])  # fmt: skip
+def test_grey_saved_as_colour_is_read_as_grey(tmp_path, mode, suffix):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(GREY).convert("RGB").convert(mode).save(path, quality=100)
+    grey = slices.to_grey(read_one(path)).astype(float)
+    assert np.abs(grey - GREY).max() <= (3 if suffix == "jpg" else 0)
+
+
+def test_a_palette_is_looked_up(tmp_path):
+    ramp = bytes(value for index in range(256) for value in [255 - index] * 3)
+    for path in (tmp_path / "a.png", tmp_path / "a.tif"):
+        image = Image.fromarray(GREY).convert("P")
+        image.putpalette(ramp)
+        image.save(path)
+        grey = slices.to_grey(read_one(path))
+        assert np.array_equal(grey >> (8 if grey.dtype == np.uint16 else 0), 255 - GREY)
+
+
+def test_colour_tiff_is_read_with_samples_first_or_last(tmp_path):
+    colour = np.stack([GREY, GREY // 2, GREY // 3], -1)
+    tifffile.imwrite(tmp_path / "last.tif", colour, photometric="rgb")
+    planes = np.moveaxis(colour, -1, 0)
+    tifffile.imwrite(tmp_path / "first.tif", planes, photometric="rgb", planarconfig="separate")
+    for name in ("last.tif", "first.tif"):
+        assert np.array_equal(read_one(tmp_path / name), colour)
+
+
+def test_white_is_zero_tiff_is_inverted(tmp_path):
+    for dtype in (np.uint8, np.uint16):
+        path = tmp_path / "a.tif"
+        tifffile.imwrite(path, GREY.astype(dtype), photometric="miniswhite")
+        assert np.array_equal(read_one(path), np.iinfo(dtype).max - GREY.astype(dtype))
+
+
+@pytest.mark.parametrize("imagej", [False, True])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_stack_gives_its_pages_in_order(tmp_path, imagej, byteorder):
+    stack = RNG.integers(0, 9999, (5, 20, 30)).astype(np.uint16)
+    path = tmp_path / "stack.tif"
+    tifffile.imwrite(path, stack, imagej=imagej, byteorder=byteorder)
+    assert slices.count_pages(path) == 5
+    assert np.array_equal(list(slices.read_pages(path)), stack)
+
+
+def test_a_folder_is_listed_in_natural_order_without_hidden_files(tmp_path):
+    for name in ("10.png", "2.png", "1.PNG", "._1.png", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    assert [path.name for path in slices.list_images(tmp_path)] == ["1.PNG", "2.png", "10.png"]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg"])
+@pytest.mark.parametrize("fault", ["empty", "text", "truncated"])
+def test_a_damaged_file_is_named(tmp_path, suffix, fault):
+    path = tmp_path / f"bad{suffix}"
+    image = RNG.integers(0, 256, (200, 200), np.uint8)
+    if suffix == ".tif":
+        tifffile.imwrite(path, image)
+    else:
+        Image.fromarray(image).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(
+        {"empty": b"", "text": b"no image", "truncated": whole[: len(whole) // 2]}[fault]
+    )
+    with pytest.raises(UnreadableError, match="bad"):
+        list(slices.read_pages(path))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_float_slice_with_a_hole_is_refused(tmp_path, value):
+    image = GREY.astype(np.float32)
+    image[3, 4] = value
+    tifffile.imwrite(tmp_path / "hole.tif", image)
+    with pytest.raises(UnreadableError, match="NaN"):
+        list(slices.read_pages(tmp_path / "hole.tif"))
+
+
+@pytest.mark.parametrize("convert", [
+    lambda image: image,
+    lambda image: image.astype(np.uint16) * 16,  # 12 bits in a 16-bit file
+    lambda image: image.astype(np.uint16) * 257,
+    lambda image: image.astype(np.float64) * 3e-4 - 7,
+    lambda image: (image * 0.5 + 60).astype(np.float32),  # half the contrast, brighter
+])  # fmt: skip
+def test_normalised_grey_does_not_depend_on_dtype_or_exposure(convert):
+    expected = slices.normalise(GREY)
+    assert expected.dtype == np.float32
+    assert np.allclose(slices.normalise(convert(GREY)), expected, atol=2e-4)
+
+
+def test_normalised_slice_has_the_training_mean_and_deviation():
+    image = slices.normalise(RNG.normal(900, 50, (300, 300)).astype(np.uint16), 0.4, 0.1)
+    assert abs(image.mean() - 0.4) < 2e-3 and abs(image.std() - 0.1) < 4e-3
+
+
+def test_a_few_hot_pixels_do_not_darken_the_rest():
+    hot = GREY.astype(np.uint16)
+    hot[0, :3] = 65535
+    assert np.abs(slices.normalise(hot)[1:] - slices.normalise(GREY)[1:]).max() < 0.05
+
+
+def test_a_constant_slice_becomes_the_mean():
+    for value in (0, 255):
+        assert np.allclose(slices.normalise(np.full((5, 5), value, np.uint8)), slices.MEAN)
+
+
+@pytest.mark.parametrize("high", [1, 255, 65535, True])
+def test_binary_labels_of_any_kind_are_read(high):
+    label = np.array([[0, high], [high, 0]], dtype=type(high) if high is True else np.uint16)
+    assert np.array_equal(slices.to_interior(label, "x"), [[False, True], [True, False]])
+
+
+def test_a_label_with_greys_is_refused():
+    with pytest.raises(UserError, match=r"label 7: not a binary label.*0, 17, 255"):
+        slices.to_interior(np.array([[0, 17, 255]], np.uint8), "label 7")
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "mask.png"
+    slices.write_pages(path, iter([GREY]))
+    before = path.read_bytes()
+    with pytest.raises(RuntimeError), slices.whole_file(path) as part:
+        part.write_bytes(b"half")
+        raise RuntimeError
+    assert path.read_bytes() == before
+    assert [one.name for one in tmp_path.iterdir()] == ["mask.png"]
+
+
+def test_a_written_stack_is_one_stack_of_the_same_pages(tmp_path):
+    pages = [GREY, GREY[::-1]]
+    slices.write_pages(tmp_path / "a.tif", iter(pages))
+    assert np.array_equal(list(slices.read_pages(tmp_path / "a.tif")), pages)
+    assert tifffile.imread(tmp_path / "a.tif").shape == (2, 20, 30)
+
+
+def test_pages_of_different_sizes_are_refused(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        tiff.write(GREY)
+        tiff.write(GREY[:9])
+    with pytest.raises(UnreadableError, match="differ in size"):
+        slices.count_pages(tmp_path / "a.tif")

@@ -1,0 +1,201 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+import data
+import fit
+import runs
+import train
+import unet
+
+ROOT = Path(train.__file__).parent
+SMALL = ["--filters", "4", "8", "--batch-size", "2"]
+
+
+@pytest.fixture(autouse=True)
+def small_epochs(monkeypatch, tmp_path):
+    monkeypatch.setattr(train, "TILES_PER_EPOCH", 8)
+    monkeypatch.setattr(runs, "OUTPUTS", tmp_path / "outputs")
+
+
+def weights(folder):
+    return keras.saving.load_model(folder / "model.keras", compile=False).get_weights()
+
+
+def rows(folder):
+    with open(folder / "history.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_holds_what_it_should(trained):
+    run = trained / "small"
+    assert {path.name for path in run.iterdir()} == {
+        "model.keras", "run.json", "history.csv", "curves.png", "validation.png",
+    }  # fmt: skip
+    record = json.loads((run / "run.json").read_text())
+    assert record["finished"] and not record["synthetic"]
+    assert record["train_slices"] == ["slice_1", "slice_2", "slice_3"]
+    assert record["val_slices"] == ["slice_4"]
+    assert 0 < record["threshold"] < 1 and 0 < record["threshold_without_tta"] < 1
+    assert [row["epoch"] for row in rows(run)] == ["1", "2"]
+    assert Image.open(run / "validation.png").width > 5 * 500
+    model = keras.saving.load_model(run / "model.keras", compile=False)
+    assert {layer.compute_dtype for layer in model.layers} == {"float32"}
+
+
+def test_training_learns(data_set, tmp_path):
+    output = tmp_path / "run"
+    flags = ["--epochs", "20", "--learning-rate", "0.01", "--val-slices", "2-3"]
+    assert train.main(["--data", str(data_set), "--output", str(output), *SMALL, *flags]) == 0
+    losses = [float(row["loss"]) for row in rows(output)]
+    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:2])
+    record = json.loads((output / "run.json").read_text())
+    assert record["val_slices"] == ["slice_2", "slice_3"]
+    assert record["validation"]["best"]["v_rand"] >= record["validation"]["fixed"]["v_rand"] - 1e-9
+
+
+@pytest.mark.parametrize("moment", ["save_checkpoint", "write_history", "validate"])
+def test_a_resumed_training_ends_like_an_undisturbed_one(data_set, tmp_path, monkeypatch, moment):
+    flags = ["--data", str(data_set), *SMALL, "--epochs", "4", "--seed", "5"]
+    assert train.main([*flags, "--output", str(tmp_path / "whole")]) == 0
+    untouched, calls = getattr(fit, moment), []
+
+    def die_in_the_third_epoch(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise MemoryError
+        return untouched(*args)
+
+    monkeypatch.setattr(fit, moment, die_in_the_third_epoch)
+    with pytest.raises(MemoryError):
+        train.main([*flags, "--output", str(tmp_path / "cut")])
+    monkeypatch.setattr(fit, moment, untouched)
+    known = rows(tmp_path / "cut")
+    assert len(known) == 2
+    assert train.main(["--resume", str(tmp_path / "cut")]) == 0
+    assert rows(tmp_path / "cut")[:2] == known
+    for resumed, whole in zip(weights(tmp_path / "cut"), weights(tmp_path / "whole"), strict=True):
+        assert np.array_equal(resumed, whole)
+    drop = "seconds"
+    assert [{**row, drop: 0} for row in rows(tmp_path / "cut")] == [
+        {**row, drop: 0} for row in rows(tmp_path / "whole")
+    ]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_a_killed_training_can_be_resumed(data_set, tmp_path):
+    output = tmp_path / "run"
+    command = [sys.executable, "train.py", "--data", data_set, "--output", output, "--epochs", "3"]
+    command += ["--filters", "2", "2", "--batch-size", "16"]
+    with subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 90
+        while not (output / "history.csv").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    known = rows(output)
+    assert 1 <= len(known) < 3
+    resume = [sys.executable, "train.py", "--resume", str(output)]
+    answer = subprocess.run(resume, cwd=ROOT, capture_output=True, text=True)
+    assert answer.returncode == 0 and answer.stderr == ""
+    assert "Epoch 1/3" not in answer.stdout and "Epoch 3/3" in answer.stdout
+    assert rows(output)[: len(known)] == known and len(rows(output)) == 3
+
+
+def test_ctrl_c_keeps_what_there_is(data_set, tmp_path, monkeypatch, capsys):
+    untouched, calls = fit.validate, []
+
+    def press_ctrl_c(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return untouched(*args)
+
+    monkeypatch.setattr(fit, "validate", press_ctrl_c)
+    output = tmp_path / "run"
+    flags = ["--data", str(data_set), *SMALL, "--epochs", "3", "--output", str(output)]
+    assert train.main(flags) == 130
+    assert "Interrupted after epoch 1 of 3. Go on with: python train.py --resume" in (
+        capsys.readouterr().out
+    )
+    record = json.loads((output / "run.json").read_text())
+    assert not record["finished"] and record["threshold"] > 0
+    assert (output / "model.keras").exists() and len(rows(output)) == 1
+    assert train.main(["--resume", str(output)]) == 0
+    assert json.loads((output / "run.json").read_text())["finished"]
+    assert not (output / fit.CHECKPOINT).exists()
+
+
+def test_a_loss_that_is_no_number_stops_with_a_reason(data_set, tmp_path, monkeypatch, capsys):
+    broken = data.TileSampler.__call__
+
+    def poison(self, numbers):
+        images, labels = broken(self, numbers)
+        return images * np.nan, labels
+
+    monkeypatch.setattr(data.TileSampler, "__call__", poison)
+    flags = ["--data", str(data_set), *SMALL, "--epochs", "3", "--output", str(tmp_path / "run")]
+    assert train.main(flags) == 2
+    message = capsys.readouterr().err
+    assert "no longer a number in epoch 1" in message and "--learning-rate" in message
+    assert not (tmp_path / "run" / fit.CHECKPOINT).exists()
+
+
+def test_a_run_is_never_overwritten(data_set, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    assert train.main(["--data", str(data_set), "--output", str(tmp_path)]) == 2
+    assert "nothing is overwritten" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_resuming_with_other_slices_is_refused(data_set, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "run"
+    monkeypatch.setattr(fit, "fit", lambda *args, **kwargs: [])
+    assert train.main(["--data", str(data_set), *SMALL, "--output", str(output)]) == 130
+    record = json.loads((output / "run.json").read_text())
+    record["data_checksum"] += 1
+    (output / "run.json").write_text(json.dumps(record))
+    assert train.main(["--resume", str(output)]) == 2
+    assert "not the slices" in capsys.readouterr().err
+
+
+def test_resuming_a_finished_run_is_refused(trained, capsys):
+    assert train.main(["--resume", str(trained / "small")]) == 2
+    assert "finished" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    model = fit.TileTraining(unet.build_unet((2, 2)), None)
+    model.compile("adam", "mse")
+    model.optimizer.build(model.network.trainable_variables)
+    fit.save_checkpoint(tmp_path / "a.npz", model, [{"epoch": 1}])
+    assert fit.load_checkpoint(tmp_path / "a.npz", model) == [{"epoch": 1}]
+    whole = (tmp_path / "a.npz").read_bytes()
+    (tmp_path / "a.npz").write_bytes(whole[:-100])
+    with pytest.raises(fit.UserError, match=r"a\.npz: damaged"):
+        fit.load_checkpoint(tmp_path / "a.npz", model)
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--epochs", "0"], "above 0"),
+    (["--learning-rate", "nan"], "above 0"),
+    (["--batch-size", "3"], "a divisor of 8"),
+    (["--filters", "16"], "two numbers or more"),
+    (["--resume", "x", "--epochs", "5"], "leave out --epochs"),
+    (["--epoch", "5"], "unrecognized"),
+])  # fmt: skip
+def test_impossible_flags_are_refused_in_one_line(flags, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main(flags)
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert words in message and message.count("\n") == 1
