@@ -93,7 +93,6 @@ def predict(args: argparse.Namespace) -> int:
         total=total,
         unit=" slices",
         file=sys.stdout,
-        delay=1e-3,  # no line before the first slice
         mininterval=0.1 if live else LINE_SECONDS,
         bar_format=None
         if live
