@@ -261,18 +261,27 @@ def _draw_exposure(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 def _download() -> Path:
     """Returns the folder of ISBI-2012 in kagglehub's cache; asks the network only without one."""
     import kagglehub
+    import requests
     from kagglehub.config import get_cache_folder
 
-    versions = Path(get_cache_folder(), "datasets", HANDLE, "versions")
-    cached = [path.stem for path in versions.parent.glob("*.complete")]
+    home = Path(get_cache_folder(), "datasets", HANDLE)
+    cached = [path.stem for path in home.glob("*.complete")]
     handle = f"{HANDLE}/versions/{max(cached, key=int)}" if cached else HANDLE
     try:
         return Path(kagglehub.dataset_download(handle))
-    except Exception as error:  # requests, zipfile, the server's answers: anything
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
-        raise UserError(
-            f"{HANDLE} cannot be downloaded from Kaggle ({reason}); {BY_HAND}"
-        ) from None
+    except requests.ConnectionError:
+        reason = "no connection to it"
+    except requests.RequestException as error:  # what has arrived is kept: the next try goes on
+        reason = _first_line(error)
+    except Exception as error:  # an archive that is none, a cache that cannot be written: anything
+        reason = _first_line(error)
+        for archive in home.glob("*.archive"):  # kagglehub would append the next try to it
+            archive.unlink()
+    raise UserError(f"{HANDLE} cannot be downloaded from Kaggle ({reason}); {BY_HAND}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
 
 
 def _draw(folder: Path) -> None:

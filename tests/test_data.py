@@ -145,6 +145,23 @@ def test_without_network_and_cache_the_ways_out_are_named(tmp_path, monkeypatch,
         assert words in str(refusal.value)
 
 
+def test_a_broken_archive_does_not_stand_in_the_way_of_the_next_try(tmp_path, monkeypatch):
+    import kagglehub
+
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path))
+    archive = tmp_path / "datasets" / data.HANDLE / "1.archive"
+
+    def receive_a_sign_in_page(handle):
+        archive.parent.mkdir(parents=True)
+        archive.write_text("<html>sign in</html>")
+        raise ValueError("Unsupported archive type.")
+
+    monkeypatch.setattr(kagglehub, "dataset_download", receive_a_sign_in_page)
+    with pytest.raises(UserError, match="Unsupported archive type"):
+        data.find_data_set(None, tmp_path)
+    assert not archive.exists()
+
+
 def numbered_pairs(count=10, size=(30, 30)):
     images = [np.full(size, number / 16, np.float32) for number in range(count)]
     return Pairs([str(n) for n in range(count)], images, [np.ones(size, bool)] * count)
