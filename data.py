@@ -41,7 +41,7 @@ BY_HAND = (
 class DataSet:
     """Where a data set lies: folders of slices, or multi-page TIFFs."""
 
-    source: str  # "kaggle", "synthetic" or the folder, as the user said it
+    source: str  # "kaggle", "synthetic" or the folder, for `find_data_set` again
     root: Path
     images: Path
     labels: Path
@@ -93,7 +93,7 @@ def find_data_set(source: str | None, drawn: Path) -> DataSet:
     root = Path(source).expanduser()
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; --data takes a folder, or the word synthetic")
-    return _look(root, source)
+    return _look(root, str(root.resolve()))
 
 
 def load_pairs(data_set: DataSet) -> Pairs:
@@ -160,7 +160,11 @@ def split(pairs: Pairs, val_slices: str | None = None) -> tuple[Pairs, Pairs]:
     if last - first + 1 == count:
         raise UserError(f"--val-slices {val_slices}: no slice is left to train on")
     held_out = range(first - 1, last)
-    return pairs.take([i for i in range(count) if i not in held_out]), pairs.take(held_out)
+    training = pairs.take([i for i in range(count) if i not in held_out])
+    validation = pairs.take(held_out)
+    if not any(label.any() for label in validation.labels):
+        raise UserError(f"slices {first}-{last}: their labels have no interior; hold out others")
+    return training, validation
 
 
 class TileSampler:

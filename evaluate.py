@@ -5,7 +5,6 @@ python evaluate.py PROBABILITY LABELS --threshold T  8-bit, 16-bit or float maps
 """
 
 import argparse
-import math
 import sys
 from pathlib import Path
 
@@ -83,7 +82,7 @@ def evaluate(args: argparse.Namespace) -> int:
         print(f"{key}: {_show(value)}")
     if args.json:
         rows = [{"name": name, **row} for name, row in zip(predictions, scores, strict=True)]
-        slices.write_json(args.json, _without_nan({**summary, "slices": rows}))
+        slices.write_json(args.json, {**summary, "slices": rows})
     return 0
 
 
@@ -96,15 +95,6 @@ def _print_table(names: list[str], rows: list[dict[str, float]]) -> None:
 
 def _show(value: float | None) -> str:
     return "none" if value is None else f"{value:.6f}".rstrip("0").rstrip(".")
-
-
-def _without_nan(value):
-    """Returns JSON's own null for scores that are not defined."""
-    if isinstance(value, dict):
-        return {key: _without_nan(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(one) for one in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 if __name__ == "__main__":

@@ -216,9 +216,18 @@ def write_pages(path: Path, pages: Iterator[np.ndarray]) -> None:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Writes `content` as indented JSON, whole or not at all."""
+    """Writes `content` as indented JSON, NaN as null, whole or not at all."""
+    text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False, allow_nan=False)
     with whole_file(path) as part:
-        part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.write_text(text + "\n", encoding="utf-8")
+
+
+def _without_nan(value):
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 @contextlib.contextmanager

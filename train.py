@@ -41,8 +41,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     filters_help = "of each encoder stage and of the bridge; default: %(default)s"
     filters = {"type": _positive(int), "nargs": "+", "default": [16, 32, 64], "metavar": "N"}
     add("--filters", **filters, help=filters_help)
-    dilation_help = "of the bridge, 2 lets it see farther; default: %(default)s"
-    add("--dilation", type=_positive(int), default=1, metavar="N", help=dilation_help)
+    dilation_help = "of the bridge: N, then N squared; 1 sees less far; default: %(default)s"
+    add("--dilation", type=_positive(int), default=2, metavar="N", help=dilation_help)
     val_help = "slices to hold out, counted from 1 in sorted order; default: the last fifth"
     add("--val-slices", metavar="A-B", help=val_help)
     add(
@@ -112,13 +112,14 @@ def train(args: argparse.Namespace) -> int:
     print(f"Network: {'-'.join(map(str, args.filters))}, {network.count_params():,} parameters")
 
     if record is None:
+        args.epochs = args.epochs or (EPOCHS_SYNTHETIC if data_set.is_synthetic else EPOCHS)
         folder = runs.make_folder(args.output, runs.OUTPUTS / f"{datetime.now():%Y%m%d-%H%M%S}")
         record = {
             "format": runs.FORMAT,
             "finished": False,
             "started": _now(),
             "synthetic": data_set.is_synthetic,
-            "flags": {key: value for key, value in vars(args).items() if key != "resume"},
+            "flags": {**vars(args), "data": data_set.source, "resume": None},
             "parameters": network.count_params(),
             "train_slices": training.names,
             "val_slices": held_out.names,
@@ -129,13 +130,12 @@ def train(args: argparse.Namespace) -> int:
         raise UserError(f"{data_set.root}: not the slices that {folder} has been trained on")
     print(f"Run: {runs.shown(folder)}", flush=True)
 
-    epochs = args.epochs or (EPOCHS_SYNTHETIC if data_set.is_synthetic else EPOCHS)
     history = fit.fit(
         network,
         data.TileSampler(training.images, training.labels, args.seed),
         held_out,
         folder,
-        epochs=epochs,
+        epochs=args.epochs,
         tiles_per_epoch=TILES_PER_EPOCH,
         batch_size=args.batch_size,
         learning_rate=args.learning_rate,
@@ -145,7 +145,7 @@ def train(args: argparse.Namespace) -> int:
         print(f"Interrupted before the first epoch ended. Start it again: {resume}")
         return 130
     record |= {
-        "finished": len(history) == epochs,
+        "finished": len(history) == args.epochs,
         "ended": _now(),
         "epochs": len(history),
         "device": device,
@@ -156,7 +156,7 @@ def train(args: argparse.Namespace) -> int:
     }
     _finish(folder, record, network, held_out, history)
     if not record["finished"]:
-        print(f"Interrupted after epoch {len(history)} of {epochs}. Go on with: {resume}")
+        print(f"Interrupted after epoch {len(history)} of {args.epochs}. Go on with: {resume}")
         return 130
     (folder / fit.CHECKPOINT).unlink(missing_ok=True)
     return 0
