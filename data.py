@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import kagglehub
 import numpy as np
+import requests
 import tensorflow as tf
+from kagglehub.config import get_cache_folder
 
 import slices
 import synthetic
-from slices import UserError
+from slices import UserError, first_line
 
 HANDLE = "hamzamohiuddin/isbi-2012-challenge"
 LAYOUTS = (  # images, labels, test images; relative to the data set's root
@@ -92,7 +95,7 @@ def find_data_set(source: str | None, drawn: Path) -> DataSet:
         return _look(drawn, source)
     root = Path(source).expanduser()
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder; --data takes a folder, or the word synthetic")
+        raise UserError(f"{root}: no such folder of labelled slices (nor kaggle, nor synthetic)")
     return _look(root, str(root.resolve()))
 
 
@@ -189,85 +192,103 @@ class TileSampler:
         self.pixels = tf.constant(np.concatenate(pixels))
         self.sizes = tf.constant([image.shape for image in images], tf.int64)
         self.starts = tf.constant(np.cumsum([0] + [image.size for image in images[:-1]]), tf.int64)
-        self.seed = seed
+        self.seed = tf.constant(seed, tf.int64)
+        points = tf.eye(5)[..., None]
+        self.spread = tf.image.resize(points, (TILE, 5), "bicubic")[..., 0]  # 5 points to a tile
 
     def __call__(self, numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the tiles of these numbers.
 
+        What a tile shows is random, so it need not be random which of a batch are deformed (the
+        first third) or get another gamma (every second one): nothing is computed in vain.
+
         Args:
-            numbers: int64 (batch,), consecutive.
+            numbers: int64 (batch,), consecutive; the length must be static.
 
         Returns:
             images: float32 (batch, 256, 256, 1), about [0, 1].
             labels: float32 (batch, 256, 256, 1), 0 = membrane, 1 = interior.
         """
-        count = tf.shape(numbers)[0]
-        seeds = tf.random.split(tf.stack([tf.constant(self.seed, tf.int64), numbers[0]]), 4)
-        draw = tf.random.stateless_uniform((count,), seeds[0])
-        chosen = tf.cast(draw * self.sizes.shape[0], tf.int64)
-        places = self._draw_places(tf.gather(self.sizes, chosen), seeds[1])
-        tiles = self._read(chosen, places + _draw_deformation(count, seeds[2]))
-        return _draw_exposure(tiles[..., :1], seeds[3]), tf.round(tiles[..., 1:])
+        count = numbers.shape[0]
+        deformed = max(1, round(count / 3))
+        seeds = [tf.stack([self.seed, 3 * numbers[0] + purpose]) for purpose in range(3)]
+        draw = tf.random.stateless_uniform((6, count), seeds[0])
+        chosen = tf.cast(draw[0] * self.sizes.shape[0], tf.int64)
+        height, width = tf.unstack(tf.gather(self.sizes, chosen), axis=1)
+        start = tf.gather(self.starts, chosen)
+        rows = _draw_lines(height, draw[1], draw[2])
+        cols = _draw_lines(width, draw[3], draw[4])
+        bent = [line[:deformed] for line in (rows, cols, height, width, start)]
+        straight = [line[deformed:] for line in (rows, cols, height, width, start)]
+        moves = _draw_deformation(deformed, seeds[1], self.spread)
+        tiles = tf.concat([self._read_between(*bent, moves), self._read(*straight)], axis=0)
+        swap = (draw[5] < 0.5)[:, None, None, None]
+        tiles = tf.where(swap, tf.transpose(tiles, (0, 2, 1, 3)), tiles)
+        return _draw_exposure(tiles[..., :1], seeds[2]), tiles[..., 1:]
 
-    def _draw_places(self, sizes: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """Returns (batch, 256, 256, 2) rows and columns: a crop, flipped and turned at random."""
-        draw = tf.random.stateless_uniform((tf.shape(sizes)[0], 5), seed)
-        room = tf.cast(sizes - TILE, tf.float32)
-        corner = tf.where(room > 0, tf.floor(draw[:, :2] * (room + 1)), tf.floor(room / 2))
-        along = tf.range(TILE, dtype=tf.float32)
-        rows, cols = tf.meshgrid(along, along, indexing="ij")
-        grid = tf.stack([rows, cols], axis=-1)
-        flip = (draw[:, 2:4] < 0.5)[:, None, None, :]
-        grid = tf.where(flip, TILE - 1 - grid, grid)
-        grid = tf.where((draw[:, 4] < 0.5)[:, None, None, None], tf.reverse(grid, [-1]), grid)
-        return corner[:, None, None, :] + grid
+    def _read(self, rows, cols, height, width, start) -> tf.Tensor:
+        """Returns (batch, 256, 256, 2) image and label where these rows and columns cross."""
+        rows = tf.cast(_reflect(rows, height[:, None]), tf.int64) * width[:, None]
+        cols = tf.cast(_reflect(cols, width[:, None]), tf.int64)
+        return self._at(start[:, None, None] + rows[:, :, None] + cols[:, None, :])
 
-    def _read(self, chosen: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
-        """Returns (batch, 256, 256, 2) image and label between pixels, reflected at borders."""
-        last = tf.cast(tf.gather(self.sizes, chosen) - 1, tf.float32)[:, None, None, :]
-        period = tf.maximum(2 * last, 1)
-        places = tf.abs(places) % period
-        places = tf.clip_by_value(tf.minimum(places, period - places), 0, last)
-        low = tf.floor(places)
-        part = places - low
-        high = tf.cast(tf.minimum(low + 1, last), tf.int64)
-        low = tf.cast(low, tf.int64)
-        start = tf.gather(self.starts, chosen)[:, None, None]
-        width = tf.gather(self.sizes, chosen)[:, 1][:, None, None]
+    def _read_between(self, rows, cols, height, width, start, moves) -> tf.Tensor:
+        """Returns the same, read up to some pixels beside, between the slice's pixels."""
+        start, height, width = (line[:, None, None] for line in (start, height, width))
+        rows = _reflect(rows[:, :, None] + moves[..., 0], height)
+        cols = _reflect(cols[:, None, :] + moves[..., 1], width)
+        top, left = tf.floor(rows), tf.floor(cols)
+        down, right = (rows - top)[..., None], (cols - left)[..., None]
+        top, left = tf.cast(top, tf.int64), tf.cast(left, tf.int64)
+        place = start + top * width + left
+        below = tf.where(top + 1 < height, width, 0)
+        beside = tf.where(left + 1 < width, tf.ones_like(width), 0)
+        upper = self._at(place) * (1 - right) + self._at(place + beside) * right
+        lower = self._at(place + below) * (1 - right) + self._at(place + below + beside) * right
+        tiles = upper * (1 - down) + lower * down
+        return tf.concat([tiles[..., :1], tf.round(tiles[..., 1:])], axis=-1)
 
-        def at(rows, cols):
-            pixels = tf.gather(self.pixels, start + rows * width + cols)
-            return tf.cast(pixels, tf.float32) / STEPS
-
-        right, down = part[..., 1:], part[..., :1]
-        above = at(low[..., 0], low[..., 1]) * (1 - right) + at(low[..., 0], high[..., 1]) * right
-        below = at(high[..., 0], low[..., 1]) * (1 - right) + at(high[..., 0], high[..., 1]) * right
-        return above * (1 - down) + below * down
+    def _at(self, places: tf.Tensor) -> tf.Tensor:
+        return tf.cast(tf.gather(self.pixels, places), tf.float32) / STEPS
 
 
-def _draw_deformation(count: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Returns (batch, 256, 256, 2) px: smooth displacements for one tile in three."""
-    size = (count, 1, 1, 1)
-    chosen = tf.random.stateless_uniform(size, seed) < 1 / 3
-    coarse = tf.random.stateless_normal((count, 5, 5, 2), seed + 1, stddev=10.0)
-    return tf.where(chosen, tf.image.resize(coarse, (TILE, TILE), "bicubic"), 0.0)
+def _draw_lines(side: tf.Tensor, place: tf.Tensor, flip: tf.Tensor) -> tf.Tensor:
+    """Returns (batch, 256) rows or columns of a crop at random, in random direction."""
+    room = tf.cast(side - TILE, tf.float32)
+    corner = tf.where(room > 0, tf.floor(place * (room + 1)), tf.floor(room / 2))
+    along = tf.range(TILE, dtype=tf.float32)
+    return corner[:, None] + tf.where((flip < 0.5)[:, None], along, TILE - 1 - along)
+
+
+def _reflect(places: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
+    """Returns places along a side, those beyond its ends reflected."""
+    last = tf.cast(side - 1, tf.float32)
+    places = tf.abs(places) % tf.maximum(2 * last, 1)
+    return tf.clip_by_value(tf.minimum(places, 2 * last - places), 0, last)
+
+
+def _draw_deformation(count: int, seed: tf.Tensor, spread: tf.Tensor) -> tf.Tensor:
+    """Returns (batch, 256, 256, 2) px: smooth displacements of about 10 px."""
+    coarse = tf.random.stateless_normal((count, 5, 5, 2), seed, stddev=10.0)
+    return tf.einsum("ri,bijk,cj->brck", spread, coarse, spread)  # XLA has no bicubic resize
 
 
 def _draw_exposure(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Returns the tiles with random contrast and brightness and, for half of them, gamma."""
-    draw = tf.random.stateless_uniform((4, tf.shape(images)[0], 1, 1, 1), seed)
+    """Returns the tiles with random contrast and brightness and, every second, gamma."""
+    draw = tf.random.stateless_uniform((3, images.shape[0], 1, 1, 1), seed)
     contrast = 0.8 * (1.25 / 0.8) ** draw[0]
     images = (images - slices.MEAN) * contrast + slices.MEAN + 0.2 * draw[1] - 0.1
     gamma = 0.7 * (1.4 / 0.7) ** draw[2]
-    return tf.where(draw[3] < 0.5, tf.maximum(images, 0.0) ** gamma, images)
+    return tf.stack(
+        [
+            tf.maximum(image, 0.0) ** gamma[place] if place % 2 else image
+            for place, image in enumerate(tf.unstack(images))
+        ]
+    )
 
 
 def _download() -> Path:
     """Returns the folder of ISBI-2012 in kagglehub's cache; asks the network only without one."""
-    import kagglehub
-    import requests
-    from kagglehub.config import get_cache_folder
-
     home = Path(get_cache_folder(), "datasets", HANDLE)
     cached = [path.stem for path in home.glob("*.complete")]
     handle = f"{HANDLE}/versions/{max(cached, key=int)}" if cached else HANDLE
@@ -276,9 +297,9 @@ def _download() -> Path:
     except requests.ConnectionError:
         reason = "no connection to it"
     except requests.RequestException as error:  # what has arrived is kept: the next try goes on
-        reason = _first_line(error)
+        reason = first_line(error)
     except Exception as error:  # an archive that is none, a cache that cannot be written: anything
-        reason = _first_line(error)
+        reason = first_line(error)
         for archive in home.glob("*.archive"):  # kagglehub would append the next try to it
             archive.unlink()
     raise UserError(f"{HANDLE} cannot be downloaded from Kaggle ({reason}); {BY_HAND}")
@@ -295,9 +316,9 @@ def _draw(folder: Path) -> None:
         for number in range(1, count + 1):
             image, interior = synthetic.make_slice(SYNTHETIC_SIZE, SYNTHETIC_SIZE, seed)
             name = f"synthetic_{number:04d}.png"
-            slices.write_pages(folder / part / "imgs" / name, iter([image]))
+            slices.write_pages(folder / part / "imgs" / name, [image])
             label = interior * np.uint8(slices.INTERIOR)
-            slices.write_pages(folder / part / "labels" / name, iter([label]))
+            slices.write_pages(folder / part / "labels" / name, [label])
             seed += 1
     with slices.whole_file(folder / MARKER) as part:
         part.write_text("These slices are drawn by synthetic.py; no microscope saw them.\n")

@@ -38,6 +38,12 @@ def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace, pro
     Returns:
         The exit status: what `work` returns (0 = all done, 1 = part of it), 2 when it was refused.
     """
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no fault
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    if sys.version_info < (3, 11):  # noqa: UP036 whoever has an older one learns it
+        print(f"{prog}: error: needs {PYTHON}, this is {sys.version.split()[0]}", file=sys.stderr)
+        return 2
     try:
         from slices import UserError
 
@@ -57,6 +63,7 @@ def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace, pro
 def import_tensorflow_quietly() -> None:
     """Imports TensorFlow without its start-up chatter; a failure still shows all it said.
 
+    GPU memory is taken as needed, not all at once; that must be said before anything is computed.
     The chatter comes from C++ before any log level counts, so the descriptor itself is diverted.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -67,7 +74,8 @@ def import_tensorflow_quietly() -> None:
         try:
             import tensorflow
 
-            tensorflow.config.list_physical_devices()
+            for gpu in tensorflow.config.list_physical_devices("GPU"):
+                tensorflow.config.experimental.set_memory_growth(gpu, True)
         except BaseException:
             said.seek(0)
             os.write(terminal, said.read())

@@ -10,11 +10,6 @@ from pathlib import Path
 
 import doors
 
-COLUMNS = (
-    "v_rand", "v_info", "v_rand_split", "v_rand_merge", "v_info_split", "v_info_merge",
-    "membrane_f1", "membrane_iou",
-)  # fmt: skip
-
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Returns the flags."""
@@ -39,6 +34,10 @@ def evaluate(args: argparse.Namespace) -> int:
     import metrics
     import slices
 
+    if args.json and args.json.exists():
+        raise slices.UserError(
+            f"{args.json}: exists, and nothing is overwritten; name another file"
+        )
     predictions = dict(slices.read_named(args.predictions))
     truth = dict(slices.read_named(args.labels))
     if args.predictions.is_file() and args.labels.is_file() and len(predictions) == len(truth):
@@ -60,6 +59,8 @@ def evaluate(args: argparse.Namespace) -> int:
     is_map = any(len(np.unique(image)) > 2 for image in predictions.values())
     if is_map and args.threshold is None:
         raise slices.UserError(f"{args.predictions}: probability maps; give --threshold T")
+    if not is_map and args.threshold is not None:
+        raise slices.UserError(f"{args.predictions}: masks already; leave out --threshold")
     summary = {"threshold": args.threshold}
     if args.threshold is None:
         masks = [slices.to_interior(image, f"mask {name}") for name, image in predictions.items()]
@@ -88,9 +89,10 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def _print_table(names: list[str], rows: list[dict[str, float]]) -> None:
     width = max(map(len, [*names, "slice"]))
-    print("slice".ljust(width), *(column.rjust(13) for column in COLUMNS))
+    columns = list(rows[0])
+    print("slice".ljust(width), *(column.rjust(13) for column in columns))
     for name, row in zip(names, rows, strict=True):
-        print(name.ljust(width), *(_show(row[column]).rjust(13) for column in COLUMNS))
+        print(name.ljust(width), *(_show(row[column]).rjust(13) for column in columns))
 
 
 def _show(value: float | None) -> str:

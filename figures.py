@@ -12,6 +12,7 @@ from slices import to_bytes, whole_file
 MISSED = (213, 94, 0)  # vermilion and blue: told apart by colour-blind eyes too (Okabe and Ito)
 INVENTED = (0, 114, 178)
 PANEL = 512  # px, the largest side of a slice in the validation sheet
+VALIDATION_ROWS = 10
 THUMBNAIL = 256  # px, in the contact sheet
 CAPTION = 26  # px
 
@@ -54,7 +55,7 @@ def draw_validation_sheet(
     threshold: float,
     scores: Sequence[dict[str, float]],
 ) -> None:
-    """Draws slice | label | P(interior) | mask | errors, a row per slice, the worst first.
+    """Draws slice | label | P(interior) | mask | errors of the ten worst slices, worst first.
 
     Args:
         path: the PNG to write.
@@ -67,7 +68,7 @@ def draw_validation_sheet(
     """
     order = sorted(range(len(names)), key=lambda i: np.nan_to_num(scores[i]["v_rand"], nan=2.0))
     rows = []
-    for i in order:
+    for i in order[:VALIDATION_ROWS]:
         mask = probabilities[i] > threshold
         grey = _grey(images[i])
         errors = np.stack([grey] * 3, axis=-1)

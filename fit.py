@@ -94,6 +94,8 @@ def fit(
     )
     model.optimizer.build(network.trainable_variables)
     history = load_checkpoint(folder / CHECKPOINT, model)
+    if not history and (folder / "history.csv").exists():
+        raise UserError(f"{folder}: {CHECKPOINT} is gone, so it cannot go on; start a new training")
     if history:
         write_history(folder / "history.csv", history)
     if len(history) == epochs:

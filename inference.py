@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from slices import UserError
+from slices import UserError, first_line
 from unet import stride_and_radius
 
 TILE = 1024  # px; slices up to this size are one tile
@@ -29,7 +29,7 @@ def load_network(path: Path) -> keras.Model:
     try:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # zipfile, h5py, Keras: anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:150]
+        reason = first_line(error)
         raise UserError(f"{path}: cannot be loaded as a Keras model ({reason})") from None
     shapes = [[tuple(tensor.shape) for tensor in side] for side in (model.inputs, model.outputs)]
     if shapes != [[(None, None, None, 1)]] * 2:

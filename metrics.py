@@ -15,24 +15,12 @@ from skimage.segmentation import watershed
 
 # Missing membrane is the costly error, so the best threshold is high: a finer grid there.
 THRESHOLDS = (
-    0.2,
-    0.3,
-    0.4,
-    0.5,
-    0.6,
-    0.7,
-    0.75,
-    0.8,
-    0.84,
-    0.87,
-    0.9,
-    0.92,
-    0.94,
-    0.95,
-    0.96,
-    0.97,
+    *(0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.84, 0.87),
+    *(0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99),
 )
-THRESHOLDS += (0.98, 0.985, 0.99)
+SEGMENTATION_SCORES = (
+    *("v_rand", "v_info", "v_rand_split", "v_rand_merge", "v_info_split", "v_info_merge"),
+)
 
 
 def thin_borders(mask: np.ndarray) -> np.ndarray:
@@ -68,9 +56,8 @@ def score_segmentation(label: np.ndarray, mask: np.ndarray) -> dict[str, float]:
         v_rand, v_rand_split, v_rand_merge, v_info, v_info_split, v_info_merge, each in [0, 1],
         1 = perfect; all NaN when the label has no interior, where they are not defined.
     """
-    names = ("v_rand", "v_rand_split", "v_rand_merge", "v_info", "v_info_split", "v_info_merge")
     if not label.any():
-        return dict.fromkeys(names, float("nan"))
+        return dict.fromkeys(SEGMENTATION_SCORES, float("nan"))
     truth = connected_components(label, connectivity=1)
     table = contingency_table(truth, thin_borders(mask), ignore_labels=[0]).tocsc()
     n = table.sum()
@@ -90,20 +77,14 @@ def score_segmentation(label: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     def ratio(part, whole):
         return float(min(1.0, part / whole)) if whole > 1e-12 else 1.0
 
-    return dict(
-        zip(
-            names,
-            (
-                float(2 * ab / (a + b)),
-                float(ab / a),
-                float(ab / b),
-                ratio(2 * shared, h_true + h_mask),
-                ratio(shared, h_mask),
-                ratio(shared, h_true),
-            ),
-            strict=True,
-        )
-    )
+    return {
+        "v_rand": float(2 * ab / (a + b)),
+        "v_info": ratio(2 * shared, h_true + h_mask),
+        "v_rand_split": float(ab / a),
+        "v_rand_merge": float(ab / b),
+        "v_info_split": ratio(shared, h_mask),
+        "v_info_merge": ratio(shared, h_true),
+    }
 
 
 def score_membrane(label: np.ndarray, mask: np.ndarray) -> dict[str, float]:

@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import sys
+import time
 from pathlib import Path
 
 import doors
@@ -44,13 +45,10 @@ def main(argv: list[str] | None = None) -> int:
 def predict(args: argparse.Namespace) -> int:
     """Chooses the model, predicts every file, writes masks, record and contact sheet."""
     doors.import_tensorflow_quietly()
-    import numpy as np
-    from tqdm import tqdm
-
     import runs
     import slices
     import unet
-    from figures import draw_contact_sheet, make_thumbnail
+    from figures import draw_contact_sheet
     from inference import Predictor, load_network
 
     path = runs.find_run(args.model)
@@ -64,15 +62,14 @@ def predict(args: argparse.Namespace) -> int:
     averaged = ", averaging 8 flips and rotations" if tta else ""
     print(f"Model: {runs.shown(path)}, threshold {threshold:g}{averaged}")
     if record.get("synthetic"):
-        print(
-            "Note: trained on synthetic slices, to try the program; it knows nothing about tissue"
-        )
+        print("Note: trained on synthetic slices, to try this program; it knows nothing of tissue")
 
     source = Path(args.input).expanduser() if args.input else _test_slices(record)
     files, failed = _find_files(source)
     about = {
+        "finished": False,
         "input": str(source),
-        "files": len(files),
+        "input_state": _fingerprint([file for file, _, _ in files]),
         "model": runs.shown(path),
         "model_sha256": hashlib.sha256(model_path.read_bytes()).hexdigest(),
         "model_is_synthetic": record.get("synthetic", False),
@@ -81,57 +78,83 @@ def predict(args: argparse.Namespace) -> int:
         "probability": args.probability,
     }
     folder = _claim_output(args.output, source, about)
-    dtype, device = unet.prepare_device()
+    dtype, device = unet.choose_dtype()
     print(f"Device: {device}\nMasks: {runs.shown(folder)}", flush=True)
 
+    began = time.monotonic()
     predictor = Predictor(unet.with_dtype(network, dtype), tta)
+    membrane, sheet = _predict_files(files, folder, predictor, about, record, failed)
+    seconds = time.monotonic() - began
+    if sheet:
+        draw_contact_sheet(folder / ABOUT / "contact_sheet.png", *zip(*sheet, strict=True))
+    about |= {"finished": True, "device": device, "membrane": membrane, "failed": failed}
+    slices.write_json(folder / ABOUT / "prediction.json", about)
+    return _report(folder, membrane, failed, seconds)
+
+
+def _predict_files(
+    files: list, folder: Path, predictor, about: dict, record: dict, failed: list[str]
+) -> tuple[dict[str, float], list]:
+    """Writes the masks; returns each one's membrane fraction and the contact sheet's thumbnails."""
+    import numpy as np
+    from tqdm import tqdm
+
+    import slices
+    from figures import make_thumbnail
+
     total = sum(pages for _, _, pages in files)
-    on_sheet = set(np.linspace(0, total - 1, min(total, SHEET_SLICES)).astype(int).tolist())
-    sheet, fractions, colour = [], {}, False
+    on_sheet = {round(i * (total - 1) / (SHEET_SLICES - 1)) for i in range(SHEET_SLICES)}
+    membrane, sheet, first, colour = {}, [], 0, False
     live = sys.stdout.isatty()
+    plain = "{n_fmt} of {total_fmt} slices, {rate_fmt}, {remaining} left\n"
     with tqdm(
         total=total,
         unit=" slices",
         file=sys.stdout,
         mininterval=0.1 if live else LINE_SECONDS,
-        bar_format=None
-        if live
-        else "{n_fmt} of {total_fmt} slices, {rate_fmt}, {remaining} left\n",
+        bar_format=None if live else plain,
     ) as progress:
         for file, target, pages in files:
-            if (folder / target).exists():  # of the interrupted command that this one goes on with
-                progress.update(pages)
-                continue
-            masks, probabilities = [], []
+            names = [file.name] if pages == 1 else [f"{file.name}[{p + 1}]" for p in range(pages)]
+            masks, probabilities, thumbnails = [], [], []
+            known = (folder / target).exists()  # by the interrupted command that this continues
             try:
-                for page, image in enumerate(slices.read_pages(file), start=1):
-                    name = file.name if pages == 1 else f"{file.name}[{page}]"
+                if known:
+                    masks = list(slices.read_pages(folder / target))
+                for page, image in enumerate(slices.read_pages(file)):
                     if image.ndim == 3 and not colour:
                         say = progress.write if live else print
-                        say(f"Note: {name} is in colour; its luminance is used")
+                        say(f"Note: {names[page]} is in colour; its luminance is used")
                         colour = True
                     grey = slices.normalise(image, **record.get("scaling", {}))
-                    probability = predictor(grey)
-                    mask = (probability > threshold) * np.uint8(slices.INTERIOR)
-                    masks.append(mask)
-                    if args.probability:
-                        probabilities.append(slices.to_bytes(probability))
-                    fractions[name] = float((mask == 0).mean())
-                    if progress.n in on_sheet:
-                        sheet.append((name, make_thumbnail(grey), make_thumbnail(mask)))
+                    if not known:
+                        probability = predictor(grey)
+                        mask = probability > about["threshold"]
+                        masks.append(mask * np.uint8(slices.INTERIOR))
+                        if about["probability"]:
+                            probabilities.append(slices.to_bytes(probability))
+                    if first + page in on_sheet:
+                        thumbnails.append([names[page], *map(make_thumbnail, (grey, masks[page]))])
                     progress.update()
             except slices.UnreadableError as error:
                 failed.append(str(error))
-                continue
-            if probabilities:
-                slices.write_pages(folder / "probability" / target, iter(probabilities))
-            slices.write_pages(folder / target, iter(masks))
+                progress.update(first + pages - progress.n)
+            else:
+                if probabilities:
+                    slices.write_pages(folder / "probability" / target, probabilities)
+                if not known:
+                    slices.write_pages(folder / target, masks)
+                sheet += thumbnails
+                for name, mask in zip(names, masks, strict=True):
+                    membrane[name] = float((mask != slices.INTERIOR).mean())
+            first += pages
+    return membrane, sheet
 
-    if sheet:
-        draw_contact_sheet(folder / ABOUT / "contact_sheet.png", *zip(*sheet, strict=True))
-    about |= {"finished": True, "device": device, "membrane": fractions, "failed": failed}
-    slices.write_json(folder / ABOUT / "prediction.json", about)
-    return _report(folder, fractions, failed, progress.format_dict["elapsed"])
+
+def _fingerprint(files: list[Path]) -> str:
+    """Returns what changes when one of the files does."""
+    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(repr(states).encode()).hexdigest()
 
 
 def _test_slices(record: dict) -> Path:
@@ -175,35 +198,34 @@ def _claim_output(wanted: str | None, source: Path, about: dict) -> Path:
     import runs
     from slices import UserError, write_json
 
-    start = {"finished": False, **about}
     if wanted is not None:
         path = Path(wanted).expanduser()
-        inside = source if source.is_dir() else source.parent
-        if path.resolve().is_relative_to(inside.resolve()):
+        if source.is_dir() and path.resolve().is_relative_to(source.resolve()):
             raise UserError(f"{path}: lies in the input folder; name another --output")
         try:
-            if json.loads((path / ABOUT / "prediction.json").read_text("utf-8")) == start:
+            if json.loads((path / ABOUT / "prediction.json").read_text("utf-8")) == about:
                 print(f"Going on with the unfinished masks in {path}")
                 return path
         except (OSError, ValueError):
             pass
-    folder = runs.make_folder(wanted, runs.OUTPUTS / "masks" / source.resolve().stem)
-    write_json(folder / ABOUT / "prediction.json", start)
+    name = source.resolve().name if source.is_dir() else source.stem
+    folder = runs.make_folder(wanted, runs.OUTPUTS / "masks" / name)
+    write_json(folder / ABOUT / "prediction.json", about)
     return folder
 
 
-def _report(folder: Path, fractions: dict[str, float], failed: list[str], seconds: float) -> int:
+def _report(folder: Path, membrane: dict[str, float], failed: list[str], seconds: float) -> int:
     """Says what was done and what was not; returns the exit status."""
     import runs
 
-    if fractions:
-        low, high = min(fractions.values()), max(fractions.values())
+    if membrane:
+        low, high = min(membrane.values()), max(membrane.values())
         print(
-            f"{len(fractions)} masks in {runs.shown(folder)}, {len(fractions) / seconds:.1f} "
+            f"{len(membrane)} masks in {runs.shown(folder)}, {len(membrane) / seconds:.1f} "
             f"slices/s, membrane {low:.0%} to {high:.0%} (0 = membrane, 255 = cell interior)"
         )
         print(f"Look at: {runs.shown(folder / ABOUT / 'contact_sheet.png')}")
-    odd = [name for name, part in fractions.items() if not _plausible(part)]
+    odd = [name for name, part in membrane.items() if not _plausible(part)]
     if odd:
         more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
         print(
@@ -214,7 +236,7 @@ def _report(folder: Path, fractions: dict[str, float], failed: list[str], second
         print(f"predict.py: error: {line}", file=sys.stderr)
     if not failed:
         return 0
-    return 1 if fractions else 2
+    return 1 if membrane else 2
 
 
 def _plausible(fraction: float) -> bool:

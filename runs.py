@@ -2,6 +2,7 @@
 
 import json
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 from slices import UserError
@@ -93,7 +94,12 @@ def find_run(name: str | None) -> Path:
 def shown(path: Path) -> str:
     """Returns a path as a person would type it here."""
     relative = os.path.relpath(path) if path.anchor in ("", Path.cwd().anchor) else str(path)
-    return str(path) if relative.startswith("..") else relative
+    return path.as_posix() if relative.startswith("..") else Path(relative).as_posix()
+
+
+def now() -> str:
+    """Returns the time, in UTC, as run.json has it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _new_folder(path: Path) -> Path:

@@ -9,9 +9,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import tifffile
 from PIL import Image
@@ -20,7 +21,11 @@ INTERIOR = 255
 MEAN, DEVIATION = 0.491, 0.171  # of ISBI-2012's grey values / 255; every slice is brought to these
 TIFF_SUFFIXES = {".tif", ".tiff"}
 SUFFIXES = TIFF_SUFFIXES | {".png", ".jpg", ".jpeg", ".bmp"}
+MAX_PIXELS = 2**30  # of one slice; what claims more is refused before it is decoded
 SAMPLE_PIXELS = 2**22  # the grey values of larger slices are measured on an even sample
+PHOTOMETRICS = {
+    tifffile.PHOTOMETRIC[name] for name in ("MINISBLACK", "MINISWHITE", "RGB", "PALETTE")
+}
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's convert("L")
 
 
@@ -34,7 +39,7 @@ class UnreadableError(UserError):
 
 def natural_key(name: str) -> list:
     """Returns a sort key that puts "2" before "10"."""
-    return [int(part) if part.isdigit() else part.lower() for part in re.split(r"(\d+)", name)]
+    return [int(part) if part.isdecimal() else part.lower() for part in re.split(r"(\d+)", name)]
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -58,7 +63,7 @@ def count_pages(path: Path) -> int:
     """Returns how many slices `path` holds: the pages of a TIFF, otherwise 1."""
     if path.suffix.lower() not in TIFF_SUFFIXES:
         return 1
-    with _reading(path), tifffile.TiffFile(path) as tiff:
+    with _reading(path), _open_tiff(path) as tiff:
         return sum(count for _, count in _tiff_series(tiff))
 
 
@@ -94,11 +99,15 @@ def read_named(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     The name is the file's without suffix, with [2] appended for the second page of a stack.
 
     Raises:
-        UserError: there is nothing, or as `read_pages`.
+        UserError: there is nothing, two files have one name, or as `read_pages`.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
+    seen = {}
     for file in list_images(path) if path.is_dir() else [path]:
+        if file.stem in seen:
+            raise UserError(f"{seen[file.stem]} and {file.name} have one name; which one is meant?")
+        seen[file.stem] = file
         alone = count_pages(file) == 1
         for number, page in enumerate(read_pages(file), start=1):
             yield file.stem if alone else f"{file.stem}[{number}]", page
@@ -149,7 +158,8 @@ def to_interior(label: np.ndarray, where: str) -> np.ndarray:
         UserError: the label is not binary.
     """
     values = np.unique(to_grey(label))
-    if len(values) > 2 or not set(values.tolist()) <= {0, 1, 255, 65535}:
+    odd = len(values) == 2 and values[0] != 0
+    if len(values) > 2 or odd or not set(values.tolist()) <= {0, 1, 255, 65535}:
         shown = ", ".join(str(value) for value in values[:4]) + (", …" if len(values) > 4 else "")
         raise UserError(
             f"{where}: not a binary label, it has the values {shown}; "
@@ -190,24 +200,24 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     An interruption at any moment leaves the old file, or none, never half of one.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(
-        f".part-{os.getpid()}-{path.name}"
-    )  # keeps the suffix, by which savers go
+    part = path.with_name(f".part-{os.getpid()}-{path.name}")  # savers go by the suffix
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         os.replace(part, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
-def write_pages(path: Path, pages: Iterator[np.ndarray]) -> None:
+def write_pages(path: Path, pages: Sequence[np.ndarray]) -> None:
     """Writes uint8 (height, width) arrays as one PNG or, if `path` is a TIFF, as its pages."""
     with whole_file(path) as part:
         if path.suffix.lower() in TIFF_SUFFIXES:
-            with tifffile.TiffWriter(part) as tiff:
+            big = sum(page.nbytes for page in pages) > 2**31
+            with tifffile.TiffWriter(part, bigtiff=big) as tiff:
                 for page in pages:
                     tiff.write(page, photometric="minisblack", compression="zlib", metadata=None)
         else:
@@ -217,9 +227,15 @@ def write_pages(path: Path, pages: Iterator[np.ndarray]) -> None:
 
 def write_json(path: Path, content: dict) -> None:
     """Writes `content` as indented JSON, NaN as null, whole or not at all."""
-    text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(_without_nan(content), indent=2, allow_nan=False)
     with whole_file(path) as part:
         part.write_text(text + "\n", encoding="utf-8")
+
+
+def first_line(error: Exception) -> str:
+    """Returns what an exception says, short enough for one line."""
+    reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return reason.splitlines()[0][:150]
 
 
 def _without_nan(value):
@@ -238,29 +254,48 @@ def _reading(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # decoders raise anything from SyntaxError to struct.error
-        reason = (
-            getattr(error, "strerror", None) or str(error).splitlines()[0:1] or "no reason given"
-        )
-        reason = reason if isinstance(reason, str) else reason[0]
-        raise UnreadableError(f"{path}: cannot be read as an image ({reason[:150]})") from None
+        raise UnreadableError(f"{path}: cannot be read as an image ({first_line(error)})") from None
 
 
 def _read_picture(path: Path) -> Iterator[np.ndarray]:
+    Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is that of photographs
     with _reading(path), Image.open(path) as picture:
-        if picture.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "RGBA", "RGBX", "RGBa"):
-            picture = picture.convert("RGB")
-        elif picture.mode in ("LA", "La"):
-            picture = picture.convert("L")
-        image = np.asarray(picture)
-    yield image
+        _check_size(path, picture.size)
+        if picture.format == "PNG":  # of which Pillow drops the low bytes of 16-bit colour
+            image = imagecodecs.png_decode(path.read_bytes())
+        else:
+            grey = picture.mode in ("1", "L", "I;16", "I", "F")
+            image = np.asarray(picture if grey else picture.convert("RGB"))
+    yield _without_alpha(image)
+
+
+def _check_size(path: Path, size: Sequence[int]) -> None:
+    if math.prod(size) > MAX_PIXELS:
+        claim = "x".join(map(str, size))
+        raise UnreadableError(f"{path}: {claim} px, over {MAX_PIXELS:,}; cut it into smaller ones")
+
+
+def _without_alpha(image: np.ndarray) -> np.ndarray:
+    """Returns (height, width) or (height, width, 3)."""
+    if image.ndim == 2:
+        return image
+    return image[..., :3] if image.shape[-1] > 2 else image[..., 0]
+
+
+def _open_tiff(path: Path) -> tifffile.TiffFile:
+    return tifffile.TiffFile(path, is_ome=False)  # an OME set would give every file all its pages
 
 
 def _tiff_series(tiff: tifffile.TiffFile) -> list[tuple[tifffile.TiffPageSeries, int]]:
     """Returns each series of slices in an open TIFF with its number of slices."""
+    path = Path(tiff.filehandle.path)
     if len({(_plane(series), series.dtype) for series in tiff.series}) != 1:
-        raise UnreadableError(
-            f"{tiff.filehandle.path}: its pages differ in size or kind; save them as separate files"
-        )
+        raise UnreadableError(f"{path}: its pages differ in size or kind; save them separately")
+    for series in tiff.series:
+        _check_size(path, series.keyframe.shape[:2])
+        if series.keyframe.photometric not in PHOTOMETRICS:
+            kind = getattr(series.keyframe.photometric, "name", series.keyframe.photometric)
+            raise UnreadableError(f"{path}: its colours are {kind}; save it as grey or RGB")
     return [(series, series.size // math.prod(_plane(series))) for series in tiff.series]
 
 
@@ -271,7 +306,7 @@ def _plane(series: tifffile.TiffPageSeries) -> tuple[int, ...]:
 
 
 def _read_tiff(path: Path) -> Iterator[np.ndarray]:
-    with _reading(path), tifffile.TiffFile(path) as tiff:
+    with _reading(path), _open_tiff(path) as tiff:
         for series, count in _tiff_series(tiff):
             if len(series.pages) == count:
                 pages = (page.asarray() for page in series.pages)
@@ -284,10 +319,9 @@ def _read_tiff(path: Path) -> Iterator[np.ndarray]:
 def _as_shown(page: np.ndarray, tags: tifffile.TiffPage) -> np.ndarray:
     """Returns (height, width[, 3]), bright = high, of a TIFF page as it is stored."""
     if tags.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
-        page = ~page if page.dtype.kind in "bu" else page.max() - page
-    if tags.photometric == tifffile.PHOTOMETRIC.PALETTE and tags.colormap is not None:
+        page = ~page if page.dtype.kind in "bui" else page.max() - page
+    if tags.photometric == tifffile.PHOTOMETRIC.PALETTE:
         return np.moveaxis(tags.colormap[:, page], 0, -1)
-    if page.ndim == 3:
-        page = np.moveaxis(page, 0, -1) if tags.axes.startswith("S") else page
-        return page[..., :3] if page.shape[-1] > 2 else page[..., 0]  # without alpha
-    return page
+    if page.ndim == 3 and tags.axes.startswith("S"):
+        page = np.moveaxis(page, 0, -1)
+    return _without_alpha(page)

@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 import doors
@@ -47,7 +47,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--val-slices", metavar="A-B", help=val_help)
     add(
         "--seed",
-        type=int,
+        type=_seed,
         default=0,
         metavar="N",
         help="of all random choices; default: %(default)s",
@@ -94,7 +94,7 @@ def train(args: argparse.Namespace) -> int:
             )
         args = argparse.Namespace(**record["flags"])
 
-    dtype, device = unet.prepare_device()
+    dtype, device = unet.choose_dtype()
     print(f"Device: {device}")
     if not tf.config.list_physical_devices("GPU"):
         print("No GPU is visible; with an NVIDIA one: pip install -r requirements/gpu.txt")
@@ -108,6 +108,10 @@ def train(args: argparse.Namespace) -> int:
         f"Data: {data_set.root}, {len(training.names)} slices to train on, "
         f"{len(held_out.names)} held out ({held_out.names[0]} to {held_out.names[-1]})"
     )
+    if data.TILE % 2 ** (len(args.filters) - 1):
+        raise UserError(
+            f"--filters: {len(args.filters)} stages do not fit a tile of {data.TILE} px"
+        )
     network = unet.with_dtype(unet.build_unet(args.filters, args.dilation), dtype)
     print(f"Network: {'-'.join(map(str, args.filters))}, {network.count_params():,} parameters")
 
@@ -117,7 +121,7 @@ def train(args: argparse.Namespace) -> int:
         record = {
             "format": runs.FORMAT,
             "finished": False,
-            "started": _now(),
+            "started": runs.now(),
             "synthetic": data_set.is_synthetic,
             "flags": {**vars(args), "data": data_set.source, "resume": None},
             "parameters": network.count_params(),
@@ -146,7 +150,7 @@ def train(args: argparse.Namespace) -> int:
         return 130
     record |= {
         "finished": len(history) == args.epochs,
-        "ended": _now(),
+        "ended": runs.now(),
         "epochs": len(history),
         "device": device,
         "python": platform.python_version(),
@@ -228,8 +232,11 @@ def _positive(kind: type) -> Callable[[str], int | float]:
     return parse
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def _seed(text: str) -> int:
+    """Returns a whole number that every random generator takes."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"expected a whole number below 2**32, got {text!r}")
+    return int(text)
 
 
 def _git_commit() -> str | None:

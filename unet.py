@@ -11,8 +11,17 @@ import keras
 import tensorflow as tf
 from keras import layers
 
+from slices import UserError
+
 FILTERS = (16, 32, 64)
 KERNEL = 3
+KNOWN_LAYERS = (
+    layers.InputLayer,
+    layers.Conv2D,
+    layers.MaxPooling2D,
+    layers.UpSampling2D,
+    layers.Concatenate,
+)
 
 
 def build_unet(filters: Sequence[int] = FILTERS, dilation: int = 1) -> keras.Model:
@@ -50,14 +59,21 @@ def stride_and_radius(model: keras.Model) -> tuple[int, int]:
     """Derives from a built model how it must be tiled.
 
     Args:
-        model: any functional network of convolutions, poolings, up-samplings and joins.
+        model: a functional network of the layers that `build_unet` uses.
 
     Returns:
         stride: px; sides and tile origins must be multiples of it.
         radius: px; how far from an input pixel the output can change.
+
+    Raises:
+        UserError: the model has a layer whose reach is not known here.
     """
     step, radius, stride = {}, {}, 1
     for layer in model.layers:
+        strides = getattr(layer, "strides", (1, 1))
+        if not isinstance(layer, KNOWN_LAYERS) or strides != getattr(layer, "pool_size", (1, 1)):
+            kind = type(layer).__name__
+            raise UserError(f"layer {layer.name} ({kind}): this program cannot tile such a network")
         inputs = [
             tensor._keras_history.operation.name
             for node in layer._inbound_nodes
@@ -96,16 +112,14 @@ def with_dtype(model: keras.Model, dtype: str) -> keras.Model:
     return copy
 
 
-def prepare_device() -> tuple[str, str]:
-    """Chooses the number format by what the device computes natively, and readies a GPU.
+def choose_dtype() -> tuple[str, str]:
+    """Chooses the number format by what the device computes natively.
 
     Returns:
         dtype: "mixed_bfloat16" or "float32", for `with_dtype`.
         description: one line for people, saying what was chosen and why.
     """
     gpus = tf.config.list_physical_devices("GPU")
-    for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
     if gpus:
         details = tf.config.experimental.get_device_details(gpus[0])
         native = details.get("compute_capability", (0, 0)) >= (8, 0)

@@ -212,9 +212,13 @@ def test_tiles_have_their_size_whatever_the_slices_have():
         assert tiles.shape == (8, 256, 256, 1)
 
 
+def no_moves(count, seed, spread):
+    return tf.zeros((count, data.TILE, data.TILE, 2))
+
+
 def test_label_follows_the_image_exactly_without_deformation(monkeypatch):
     monkeypatch.setattr(data, "_draw_exposure", lambda images, seed: images)
-    monkeypatch.setattr(data, "_draw_deformation", lambda count, seed: 0.0)
+    monkeypatch.setattr(data, "_draw_deformation", no_moves)
     image = np.random.default_rng(0).random((300, 311)).round(2).astype(np.float32)
     sampler = TileSampler([image], [image > 0.5], 0)
     images, labels = sampler(numbers(0))
@@ -223,7 +227,7 @@ def test_label_follows_the_image_exactly_without_deformation(monkeypatch):
 
 def test_all_eight_flips_and_rotations_occur(monkeypatch):
     monkeypatch.setattr(data, "_draw_exposure", lambda images, seed: images)
-    monkeypatch.setattr(data, "_draw_deformation", lambda count, seed: 0.0)
+    monkeypatch.setattr(data, "_draw_deformation", no_moves)
     image = np.random.default_rng(0).random((256, 256)).round(2).astype(np.float32)
     eight = [np.rot90(turned, k) for turned in (image, image[:, ::-1]) for k in range(4)]
     sampler = TileSampler([image], [image > 0.5], 0)
@@ -232,6 +236,30 @@ def test_all_eight_flips_and_rotations_occur(monkeypatch):
         for tile in sampler(numbers(first))[0].numpy()[..., 0]:
             seen |= {k for k, one in enumerate(eight) if np.allclose(one, tile, atol=1e-3)}
     assert seen == set(range(8))
+
+
+def test_augmentation_has_its_stated_strength(monkeypatch):
+    flat = np.full((300, 300), 0.5, np.float32)
+    sampler = TileSampler([flat], [flat > 0], 0)
+    levels = np.concatenate([sampler(numbers(n))[0].numpy()[:, 0, 0, 0] for n in range(0, 400, 8)])
+    assert 0.28 < levels.min() < 0.37 and 0.66 < levels.max() < 0.76
+    monkeypatch.setattr(data, "_draw_exposure", lambda images, seed: images)
+    ramp = np.tile(np.arange(2048, dtype=np.float32) / 2048, (300, 1))
+    sampler = TileSampler([ramp], [ramp > 0.5], 0)
+    bent = []
+    for first in range(0, 80, 8):
+        tiles = sampler(numbers(first))[0].numpy()[..., 0]
+        bent += [min(np.ptp(tile, axis=axis).max() for axis in (0, 1)) > 1e-3 for tile in tiles]
+    assert np.mean(bent) == 3 / 8
+
+
+def test_tiles_are_cut_by_the_gpus_compiler_too(monkeypatch):
+    monkeypatch.setattr(data, "_draw_exposure", lambda images, seed: images)
+    image = make_slice(300, 280, 1)[0].astype(np.float32) / 255
+    sampler = TileSampler([image], [image > 0.5], 0)
+    images, labels = (tiles.numpy() for tiles in tf.function(sampler, jit_compile=True)(numbers(8)))
+    assert set(np.unique(labels)) == {0, 1} and abs(images.mean() - image.mean()) < 0.05
+    assert np.mean(labels[3:] == (images[3:] > 0.5)) > 0.999  # these are not deformed
 
 
 def test_tiles_depend_on_seed_and_number_alone():

@@ -56,7 +56,7 @@ def test_masks_are_scored_as_metrics_scores_them(labels, tmp_path, capsys):
     written = json.loads((tmp_path / "scores.json").read_text())
     assert [row["name"] for row in written["slices"]] == ["s1", "s2", "s10"]
     expected = [metrics.score_slice(SLICES[name], shifted[name]) for name in SLICES]
-    for key in evaluate.COLUMNS:
+    for key in expected[0]:
         mean = np.mean([row[key] for row in expected])
         assert written[key] == pytest.approx(mean)
         assert float(said[key]) == pytest.approx(mean, abs=1e-6)
@@ -74,6 +74,24 @@ def test_probability_maps_need_a_threshold_and_show_the_best_one(labels, tmp_pat
     assert {"v_rand_best", "threshold_best", "v_info_best"} <= summary(
         capsys.readouterr().out
     ).keys()
+
+
+def test_what_a_threshold_is_not_for_is_refused(labels, capsys):
+    assert run(labels, labels, "--threshold", "0.5") == 2
+    assert "masks already" in capsys.readouterr().err
+
+
+def test_no_file_is_overwritten_by_the_scores(labels, capsys):
+    before = (labels / "s1.png").read_bytes()
+    assert run(labels, labels, "--json", labels / "s1.png") == 2
+    assert run(labels, labels, "--json", labels / "s1.png" / "x.json") == 2
+    assert (labels / "s1.png").read_bytes() == before
+
+
+def test_two_files_of_one_name_are_refused(labels, capsys):
+    Image.fromarray(SLICES["s2"]).save(labels / "s1.tif")
+    assert run(labels, labels) == 2
+    assert "s1.png and s1.tif have one name" in capsys.readouterr().err
 
 
 def test_two_stacks_are_paired_page_by_page(tmp_path, capsys):

@@ -55,8 +55,7 @@ def test_every_mask_has_its_slices_name_and_size(outputs, folder, tmp_path, caps
 def test_a_stack_gives_a_stack(outputs, tmp_path):
     stack = np.random.default_rng(0).integers(0, 4096, (3, 30, 41)).astype(np.uint16)
     tifffile.imwrite(tmp_path / "stack.tif", stack, photometric="minisblack")
-    assert run(tmp_path / "stack.tif", "--output", tmp_path / "m/n", "--probability") == 2  # inside
-    output = tmp_path.parent / f"{tmp_path.name}-masks"
+    output = tmp_path / "masks"
     assert run(tmp_path / "stack.tif", "--output", output, "--probability") == 0
     for path in (output / "stack.tif", output / "probability/stack.tif"):
         assert tifffile.imread(path).shape == stack.shape
@@ -84,6 +83,20 @@ def test_the_rest_is_done_when_a_file_is_bad(outputs, folder, tmp_path, capsys):
     assert len(list((tmp_path / "masks").glob("*.png"))) == 3
     record = json.loads((tmp_path / "masks/about/prediction.json").read_text())
     assert len(record["failed"]) == 2
+
+
+def test_a_stack_that_breaks_off_leaves_no_mask_and_is_not_counted(outputs, tmp_path, capsys):
+    stack = np.random.default_rng(0).integers(0, 255, (4, 200, 200), np.uint8)
+    tifffile.imwrite(tmp_path / "cut.tif", stack, photometric="minisblack", compression="zlib")
+    with tifffile.TiffFile(tmp_path / "cut.tif") as tiff:
+        offset = tiff.pages[3].dataoffsets[0]
+    damaged = bytearray((tmp_path / "cut.tif").read_bytes())
+    damaged[offset : offset + 50] = bytes(50)
+    (tmp_path / "cut.tif").write_bytes(damaged)
+    assert run(tmp_path / "cut.tif", "--output", tmp_path / "masks") == 2
+    said = capsys.readouterr()
+    assert "cut.tif: cannot be read" in said.err and "masks in" not in said.out
+    assert [path.name for path in (tmp_path / "masks").iterdir()] == ["about"]
 
 
 def test_nothing_but_bad_files_is_a_failure(outputs, tmp_path):
@@ -126,6 +139,36 @@ def test_its_own_unfinished_work_is_continued(outputs, folder, tmp_path, monkeyp
     assert "Going on" in capsys.readouterr().out
     assert (tmp_path / "masks/a.png").stat().st_mtime_ns == before
     assert len(list((tmp_path / "masks").glob("*.png"))) == 3
+    record = json.loads((tmp_path / "masks/about/prediction.json").read_text())
+    assert record["finished"] and list(record["membrane"]) == ["a.png", "b 2.tif", "c.jpg"]
+    assert (tmp_path / "masks/about/contact_sheet.png").exists()
+
+
+def test_changed_slices_are_not_mixed_into_unfinished_work(outputs, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(slices, "write_pages", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(folder, "--output", tmp_path / "masks")
+    Image.new("L", (40, 50)).save(folder / "a.png")
+    assert run(folder, "--output", tmp_path / "masks") == 2
+
+
+def test_flips_are_averaged_unless_refused(outputs, folder, tmp_path):
+    maps = []
+    for number, flags in enumerate(([], ["--tta"], ["--no-tta"])):
+        output = tmp_path / str(number)
+        where = ["--output", str(output), "--probability", "--threshold", "0.5"]
+        assert predict.main([str(folder), *where, *flags]) == 0
+        maps.append(np.asarray(Image.open(output / "probability/a.png")))
+    assert np.array_equal(maps[0], maps[1]) and not np.array_equal(maps[0], maps[2])
+
+
+def test_the_runs_own_scaling_is_used(outputs, folder, tmp_path, monkeypatch):
+    used, untouched = [], slices.normalise
+    monkeypatch.setattr(
+        slices, "normalise", lambda image, **scaling: used.append(scaling) or untouched(image)
+    )
+    assert run(folder, "--output", tmp_path / "masks") == 0
+    assert used[0] == json.loads((outputs / "small/run.json").read_text())["scaling"]
 
 
 def test_the_input_folder_is_never_written_to(outputs, folder, capsys):

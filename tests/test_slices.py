@@ -1,3 +1,4 @@
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -21,7 +22,8 @@ def test_png_round_trip_keeps_every_value(tmp_path, dtype):
         GREY > 127 if dtype == "bool" else GREY.astype(dtype) * (257 if dtype == "uint16" else 1)
     )
     Image.fromarray(image).save(tmp_path / "a.png")
-    assert np.array_equal(read_one(tmp_path / "a.png"), image)
+    read = read_one(tmp_path / "a.png")
+    assert np.array_equal(read > 0 if dtype == "bool" else read, image)
 
 
 @pytest.mark.parametrize("compression", [None, "zlib", "lzw"])
@@ -75,6 +77,44 @@ def test_white_is_zero_tiff_is_inverted(tmp_path):
         path = tmp_path / "a.tif"
         tifffile.imwrite(path, GREY.astype(dtype), photometric="miniswhite")
         assert np.array_equal(read_one(path), np.iinfo(dtype).max - GREY.astype(dtype))
+
+
+def test_deep_colour_png_keeps_its_low_bytes(tmp_path):
+    deep = np.stack([GREY.astype(np.uint16) * 9 + 1000] * 3, -1)
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(deep))
+    assert np.array_equal(slices.to_grey(read_one(tmp_path / "a.png")), deep[..., 0])
+
+
+def test_signed_white_is_zero_tiff_keeps_its_order(tmp_path):
+    image = np.array([[-30000, 0, 30000]], np.int16)
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric="miniswhite")
+    assert (np.diff(read_one(tmp_path / "a.tif").astype(int)) < 0).all()
+
+
+def test_colours_that_are_not_understood_are_refused(tmp_path):
+    inks = np.stack([GREY] * 4, -1)
+    tifffile.imwrite(tmp_path / "a.tif", inks, photometric="separated")
+    with pytest.raises(UnreadableError, match="SEPARATED"):
+        read_one(tmp_path / "a.tif")
+
+
+def test_each_file_of_an_ome_set_gives_its_own_pages(tmp_path):
+    stack = RNG.integers(0, 255, (3, 20, 30)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "a.ome.tif", stack, metadata={"axes": "ZYX"})
+    assert np.array_equal(list(slices.read_pages(tmp_path / "a.ome.tif")), stack)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif"])
+def test_a_slice_over_the_limit_is_refused_before_it_is_decoded(tmp_path, monkeypatch, suffix):
+    Image.fromarray(GREY).save(tmp_path / f"a{suffix}")
+    monkeypatch.setattr(slices, "MAX_PIXELS", 599)
+    with pytest.raises(UnreadableError, match="px, over 599"):
+        read_one(tmp_path / f"a{suffix}")
+
+
+def test_a_large_picture_is_no_bomb(tmp_path):
+    Image.new("1", (14000, 14000)).save(tmp_path / "large.png")
+    assert read_one(tmp_path / "large.png").shape == (14000, 14000)
 
 
 @pytest.mark.parametrize("imagej", [False, True])
@@ -155,13 +195,15 @@ def test_binary_labels_of_any_kind_are_read(high):
 
 
 def test_a_label_with_greys_is_refused():
+    with pytest.raises(UserError, match="not a binary label"):
+        slices.to_interior(np.array([[1, 255]], np.uint8), "without membrane, but two values")
     with pytest.raises(UserError, match=r"label 7: not a binary label.*0, 17, 255"):
         slices.to_interior(np.array([[0, 17, 255]], np.uint8), "label 7")
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "mask.png"
-    slices.write_pages(path, iter([GREY]))
+    slices.write_pages(path, [GREY])
     before = path.read_bytes()
     with pytest.raises(RuntimeError), slices.whole_file(path) as part:
         part.write_bytes(b"half")
@@ -172,7 +214,7 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_a_written_stack_is_one_stack_of_the_same_pages(tmp_path):
     pages = [GREY, GREY[::-1]]
-    slices.write_pages(tmp_path / "a.tif", iter(pages))
+    slices.write_pages(tmp_path / "a.tif", pages)
     assert np.array_equal(list(slices.read_pages(tmp_path / "a.tif")), pages)
     assert tifffile.imread(tmp_path / "a.tif").shape == (2, 20, 30)
 

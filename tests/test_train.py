@@ -168,6 +168,40 @@ def test_resuming_with_other_slices_is_refused(data_set, tmp_path, monkeypatch, 
     assert "not the slices" in capsys.readouterr().err
 
 
+def test_resuming_without_its_checkpoint_is_refused(data_set, tmp_path, capsys):
+    output = tmp_path / "run"
+    flags = ["--data", str(data_set), *SMALL, "--epochs", "1", "--output", str(output)]
+    assert train.main(flags) == 0
+    record = json.loads((output / "run.json").read_text())
+    (output / "run.json").write_text(json.dumps(record | {"finished": False}))
+    before = (output / "history.csv").read_bytes()
+    assert train.main(["--resume", str(output)]) == 2
+    assert "checkpoint.npz is gone" in capsys.readouterr().err
+    assert (output / "history.csv").read_bytes() == before
+
+
+def test_only_training_slices_reach_the_sampler_and_the_rate_follows_its_schedule(
+    data_set, tmp_path, monkeypatch
+):
+    seen, make = [], data.TileSampler
+
+    def watch(images, labels, seed):
+        seen.append(images)
+        return make(images, labels, seed)
+
+    monkeypatch.setattr(data, "TileSampler", watch)
+    output = tmp_path / "run"
+    flags = ["--epochs", "6", "--val-slices", "2", "--output", str(output)]
+    assert train.main(["--data", str(data_set), *SMALL, *flags]) == 0
+    pairs = data.load_pairs(data.find_data_set(str(data_set), tmp_path))
+    assert len(seen[0]) == 3
+    for image, expected in zip(seen[0], [pairs.images[i] for i in (0, 2, 3)], strict=True):
+        assert np.array_equal(image, expected)
+    rates = [float(row["learning_rate"]) for row in rows(output)]
+    assert rates[0] == pytest.approx(3e-3) and rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(3e-5)
+
+
 def test_resuming_a_finished_run_is_refused(trained, capsys):
     assert train.main(["--resume", str(trained / "small")]) == 2
     assert "finished" in capsys.readouterr().err
@@ -190,6 +224,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     (["--learning-rate", "nan"], "above 0"),
     (["--batch-size", "3"], "a divisor of 8"),
     (["--filters", "16"], "two numbers or more"),
+    (["--seed", "-1"], "whole number"),
     (["--resume", "x", "--epochs", "5"], "leave out --epochs"),
     (["--epoch", "5"], "unrecognized"),
 ])  # fmt: skip

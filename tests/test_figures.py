@@ -1,0 +1,36 @@
+import numpy as np
+from PIL import Image
+
+import figures
+
+RNG = np.random.default_rng(0)
+
+
+def test_the_worst_slice_comes_first_and_errors_are_coloured(tmp_path):
+    images = [np.full((40, 50), level, np.float32) for level in (0.2, 0.8)]
+    label = np.ones((40, 50), bool)
+    label[:, 20] = False
+    maps = [np.ones((40, 50)), label * 1.0]  # all membrane missed; perfect
+    scores = [{"v_rand": 0.5, "v_info": 0.0}, {"v_rand": 1.0, "v_info": 1.0}]
+    for order in ([0, 1], [1, 0]):
+        pick = [[column[i] for i in order] for column in (["a", "b"], images, maps, scores)]
+        path = tmp_path / f"{order[0]}.png"
+        figures.draw_validation_sheet(path, *pick[:2], [label] * 2, pick[2], 0.5, pick[3])
+        sheet = np.asarray(Image.open(path))
+        assert abs(int(sheet[8 + figures.CAPTION, 8, 0]) - 51) <= 1  # the dark slice, a
+        assert (sheet == figures.MISSED).all(-1).sum() == 40
+        assert not (sheet == figures.INVENTED).all(-1).any()
+
+
+def test_curves_are_drawn_where_values_are_known(tmp_path):
+    row = {"loss": 0.5, "membrane_iou": 0.1}
+    names = ("val_loss", "val_membrane_iou", "val_v_rand", "val_v_info")
+    history = [{"epoch": 1, **row, **dict.fromkeys(names)}]
+    history.append({"epoch": 2, **row, **dict.fromkeys(names, 0.7)})
+    figures.draw_curves(tmp_path / "curves.png", history)
+    assert Image.open(tmp_path / "curves.png").width > 1000
+
+
+def test_a_huge_slice_has_a_small_thumbnail():
+    assert max(figures.make_thumbnail(np.zeros((3000, 50), np.uint8)).shape) == figures.THUMBNAIL
+    assert figures.make_thumbnail(np.ones((10, 20), np.float32)).shape == (10, 20)
