@@ -128,8 +128,8 @@ def choose_dtype() -> tuple[str, str]:
         native = bool({"amx_bf16", "avx512_bf16"} & _cpu_flags())
         name = "CPU"
     if native:
-        return "mixed_bfloat16", f"{name}, bfloat16 (native here: faster, same masks)"
-    return "float32", f"{name}, float32 (no native bfloat16 here)"
+        return "mixed_bfloat16", f"{name}, bfloat16, which it computes natively"
+    return "float32", f"{name}, float32, for want of native bfloat16"
 
 
 def _convolve_twice(x, count: int, name: str, dilations: tuple[int, int] = (1, 1)):
