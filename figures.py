@@ -52,7 +52,7 @@ def draw_validation_sheet(
     images: Sequence[np.ndarray],
     labels: Sequence[np.ndarray],
     probabilities: Sequence[np.ndarray],
-    threshold: float,
+    masks: Sequence[np.ndarray],
     scores: Sequence[dict[str, float]],
 ) -> None:
     """Draws slice | label | P(interior) | mask | errors of the ten worst slices, worst first.
@@ -63,24 +63,23 @@ def draw_validation_sheet(
         images: (height, width), about [0, 1].
         labels: bool (height, width), True = interior.
         probabilities: P(interior) in [0, 1], (height, width).
-        threshold: of the mask.
+        masks: bool (height, width), True = interior.
         scores: of each mask, with v_rand and v_info.
     """
     order = sorted(range(len(names)), key=lambda i: np.nan_to_num(scores[i]["v_rand"], nan=2.0))
     rows = []
     for i in order[:VALIDATION_ROWS]:
-        mask = probabilities[i] > threshold
         grey = _grey(images[i])
         errors = np.stack([grey] * 3, axis=-1)
-        errors[~labels[i] & mask] = MISSED
-        errors[labels[i] & ~mask] = INVENTED
+        errors[~labels[i] & masks[i]] = MISSED
+        errors[labels[i] & ~masks[i]] = INVENTED
         scored = f"V_rand {scores[i]['v_rand']:.4f}   V_info {scores[i]['v_info']:.4f}"
         rows.append(
             [
                 (f"{names[i]}   {scored}", grey),
                 ("label", labels[i] * np.uint8(255)),
                 ("P(interior)", to_bytes(probabilities[i])),
-                (f"mask at {threshold:g}", mask * np.uint8(255)),
+                ("mask", masks[i] * np.uint8(255)),
                 ("membrane missed (vermilion), invented (blue)", errors),
             ]
         )

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 import metrics
 from data import Pairs, TileSampler
-from inference import Predictor
+from inference import Predictor, to_mask
 from slices import UserError, whole_file
 
 CHECKPOINT = "checkpoint.npz"  # in the folder of an unfinished run
@@ -161,7 +161,8 @@ def validate(predict: Predictor, held_out: Pairs) -> dict[str, float]:
     probabilities = [predict(image) for image in held_out.images]
     truth = np.concatenate([label.ravel() for label in held_out.labels])
     found = np.clip(np.concatenate([p.ravel() for p in probabilities]), 1e-7, 1 - 1e-7)
-    best = metrics.calibrate(held_out.labels, probabilities, metrics.THRESHOLDS[::2])["best"]
+    candidates = metrics.THRESHOLDS[::2]
+    best = metrics.calibrate(held_out.labels, probabilities, candidates, to_mask)["best"]
     return {
         "val_loss": float(-np.log(np.where(truth, found, 1 - found)).mean()),
         "val_membrane_iou": metrics.score_membrane(truth, found > 0.5)["membrane_iou"],

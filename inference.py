@@ -1,4 +1,4 @@
-"""Slice → P(interior) → mask: reflected borders, tiles with an exact halo, averaged flips.
+"""Slice → P(interior) → mask: reflected borders, exact tiles, averaged flips, grown cells.
 
 A pixel of the output depends on the input within the network's radius only, and on where it lies
 in the network's stride. So tiles that carry a halo of at least the radius, and start on the
@@ -11,11 +11,14 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
+from skimage.measure import label as connected_components
+from skimage.segmentation import watershed
 
 from slices import UserError, first_line
 from unet import stride_and_radius
 
 TILE = 1024  # px; slices up to this size are one tile
+UNDECIDED = 0.5  # a pixel above is rather interior than membrane
 
 
 def load_network(path: Path) -> keras.Model:
@@ -38,6 +41,25 @@ def load_network(path: Path) -> keras.Model:
             "any size, (None, None, None, 1), and P(interior) of the same shape"
         )
     return model
+
+
+def to_mask(probability: np.ndarray, threshold: float) -> np.ndarray:
+    """Turns P(interior) into a mask whose cells are those above the threshold.
+
+    A threshold that lets no membrane leak is high, and leaves membranes thicker than they are. So
+    its cells grow again, downhill over all pixels that are rather interior than membrane, by a
+    watershed that keeps a line of one pixel between them: the same cells, true to their outlines.
+
+    Args:
+        probability: P(interior) in [0, 1], float (height, width).
+        threshold: what tells cells apart; at 0.5 or below it is a plain threshold.
+
+    Returns:
+        bool (height, width), True = cell interior.
+    """
+    cells = connected_components(probability > threshold, connectivity=1)
+    basin = probability > min(threshold, UNDECIDED)
+    return watershed(-probability, cells, connectivity=1, mask=basin, watershed_line=True) > 0
 
 
 class Predictor:

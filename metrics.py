@@ -5,7 +5,7 @@ algorithms for connectomics, doi:10.3389/fnana.2015.00142. All arrays are one sl
 width); labels and masks are bool, True = cell interior; probabilities are P(interior) in [0, 1].
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -113,6 +113,7 @@ def calibrate(
     labels: Sequence[np.ndarray],
     probabilities: Sequence[np.ndarray],
     thresholds: Sequence[float] = THRESHOLDS,
+    to_mask: Callable[[np.ndarray, float], np.ndarray] = np.greater,
 ) -> dict:
     """Finds the threshold on P(interior) that serves V_rand and V_info together.
 
@@ -120,6 +121,8 @@ def calibrate(
         labels: bool (height, width) each.
         probabilities: P(interior) in [0, 1], (height, width) each.
         thresholds: the candidates.
+        to_mask: turns a map and a threshold into a mask; plainly, as the challenge did, or as
+            `inference.to_mask` does.
 
     Returns:
         threshold: the candidate of the highest mean (V_rand + V_info) / 2 over all slices.
@@ -133,7 +136,7 @@ def calibrate(
 
     def score(pair):
         label, probability = pair
-        return [score_slice(label, probability > threshold) for threshold in thresholds]
+        return [score_slice(label, to_mask(probability, threshold)) for threshold in thresholds]
 
     with ThreadPoolExecutor(2) as pool:  # the watershed lets go of the interpreter
         scores = list(pool.map(score, zip(labels, probabilities, strict=True)))

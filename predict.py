@@ -101,6 +101,7 @@ def _predict_files(
 
     import slices
     from figures import make_thumbnail
+    from inference import to_mask
 
     total = sum(pages for _, _, pages in files)
     on_sheet = {round(i * (total - 1) / (SHEET_SLICES - 1)) for i in range(SHEET_SLICES)}
@@ -129,7 +130,7 @@ def _predict_files(
                     grey = slices.normalise(image, **record.get("scaling", {}))
                     if not known:
                         probability = predictor(grey)
-                        mask = probability > about["threshold"]
+                        mask = to_mask(probability, about["threshold"])
                         masks.append(mask * np.uint8(slices.INTERIOR))
                         if about["probability"]:
                             probabilities.append(slices.to_bytes(probability))

@@ -172,15 +172,16 @@ def _finish(folder: Path, record: dict, network, held_out, history: list[dict]) 
     import metrics
     import runs
     import unet
-    from inference import Predictor
+    from inference import Predictor, to_mask
     from slices import DEVIATION, MEAN, whole_file, write_json
 
     calibration = {}
     for tta in (False, True):
         predict = Predictor(network, tta=tta)
         probabilities = [predict(image) for image in held_out.images]
-        calibration[tta] = metrics.calibrate(held_out.labels, probabilities)
+        calibration[tta] = metrics.calibrate(held_out.labels, probabilities, to_mask=to_mask)
     chosen = calibration[True]
+    masks = [to_mask(probability, chosen["threshold"]) for probability in probabilities]
     with whole_file(folder / "model.keras") as part:
         unet.with_dtype(network, "float32").save(part)
     figures.draw_curves(folder / "curves.png", history)
@@ -190,7 +191,7 @@ def _finish(folder: Path, record: dict, network, held_out, history: list[dict]) 
         held_out.images,
         held_out.labels,
         probabilities,
-        chosen["threshold"],
+        masks,
         chosen["slices"],
     )
     record |= {

@@ -15,7 +15,8 @@ def test_the_worst_slice_comes_first_and_errors_are_coloured(tmp_path):
     for order in ([0, 1], [1, 0]):
         pick = [[column[i] for i in order] for column in (["a", "b"], images, maps, scores)]
         path = tmp_path / f"{order[0]}.png"
-        figures.draw_validation_sheet(path, *pick[:2], [label] * 2, pick[2], 0.5, pick[3])
+        masks = [one > 0.5 for one in pick[2]]
+        figures.draw_validation_sheet(path, *pick[:2], [label] * 2, pick[2], masks, pick[3])
         sheet = np.asarray(Image.open(path))
         assert abs(int(sheet[8 + figures.CAPTION, 8, 0]) - 51) <= 1  # the dark slice, a
         assert (sheet == figures.MISSED).all(-1).sum() == 40

@@ -2,9 +2,10 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from skimage.measure import label as connected_components
 
 import unet
-from inference import Predictor, load_network
+from inference import Predictor, load_network, to_mask
 from slices import UserError
 
 RNG = np.random.default_rng(0)
@@ -72,6 +73,41 @@ def test_later_training_changes_the_prediction():
     before = predict(image)
     network.set_weights([weights + 0.1 for weights in network.get_weights()])
     assert not np.array_equal(predict(image), before)
+
+
+def ridge(height, depth):
+    """P(interior) of two cells and a blurred membrane between them, leaky (`height`) in one row."""
+    profile = np.array([1, 1, 1, 0.95, 0.8, 0.6, depth, 0.6, 0.8, 0.95, 1, 1, 1])
+    probability = np.tile(profile, (9, 1))
+    probability[4, 4:9] = height
+    return probability
+
+
+def test_a_mask_has_the_thresholds_cells_with_their_true_outlines():
+    mask = to_mask(ridge(height=0.85, depth=0.2), 0.9)
+    assert np.array_equal(mask[0], [1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1])
+    assert connected_components(mask, connectivity=1).max() == 2  # the leak stays shut
+    assert connected_components(to_mask(ridge(0.95, 0.2), 0.9), connectivity=1).max() == 1
+
+
+def test_cells_that_touch_are_kept_apart_where_the_map_is_lowest():
+    mask = to_mask(ridge(height=0.7, depth=0.55), 0.9)
+    assert np.array_equal(np.flatnonzero(~mask[0]), [6])
+    assert connected_components(mask, connectivity=1).max() == 2
+
+
+def test_what_the_threshold_does_not_find_does_not_come_back():
+    probability = np.full((9, 9), 0.8)
+    probability[2:4, 2:4] = 0.95
+    assert not to_mask(probability, 0.96).any()
+    assert to_mask(probability, 0.9).all()
+    assert not to_mask(np.where(probability > 0.9, 0.4, 0.1), 0.9).any()
+
+
+def test_a_low_threshold_is_a_plain_one():
+    probability = RNG.random((40, 50))
+    for threshold in (0.2, 0.5):
+        assert np.array_equal(to_mask(probability, threshold), probability > threshold)
 
 
 def two_inputs():
