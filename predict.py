@@ -107,13 +107,13 @@ def _predict_files(
     on_sheet = {round(i * (total - 1) / (SHEET_SLICES - 1)) for i in range(SHEET_SLICES)}
     membrane, sheet, first, colour = {}, [], 0, False
     live = sys.stdout.isatty()
-    plain = "{n_fmt} of {total_fmt} slices, {rate_fmt}, {remaining} left\n"
+    state = "{n_fmt} of {total_fmt} slices, {rate_noinv_fmt}, {remaining} left"
     with tqdm(
         total=total,
         unit=" slices",
         file=sys.stdout,
         mininterval=0.1 if live else LINE_SECONDS,
-        bar_format=None if live else plain,
+        bar_format="{percentage:3.0f}% {bar} " + state if live else state + "\n",
     ) as progress:
         for file, target, pages in files:
             names = [file.name] if pages == 1 else [f"{file.name}[{p + 1}]" for p in range(pages)]
