@@ -74,8 +74,8 @@ def read_pages(path: Path) -> Iterator[np.ndarray]:
         path: PNG, TIFF (also multi-page), JPEG or BMP.
 
     Yields:
-        Arrays (height, width), or (height, width, 3) for colour, in the file's own dtype (bool for
-        1-bit files); bright is high even where the TIFF stores white as zero.
+        Arrays (height, width), or (height, width, 3) for colour, in the file's own dtype (1-bit
+        files as bool or 0 and 255); bright is high even where a TIFF stores white as zero.
 
     Raises:
         UnreadableError: the file is no image, is damaged, or holds NaN or infinity.
