@@ -18,7 +18,7 @@ from pathlib import Path
 
 import doors
 
-EPOCHS, EPOCHS_SYNTHETIC = 120, 24
+EPOCHS, EPOCHS_SYNTHETIC = 120, 30
 TILES_PER_EPOCH = 96
 
 
