@@ -13,13 +13,20 @@ from skimage.measure import label as connected_components
 from skimage.metrics import contingency_table
 from skimage.segmentation import watershed
 
+from slices import UserError
+
 # Missing membrane is the costly error, so the best threshold is high: a finer grid there.
 THRESHOLDS = (
     *(0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.84, 0.87),
     *(0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99),
 )
 SEGMENTATION_SCORES = (
-    *("v_rand", "v_info", "v_rand_split", "v_rand_merge", "v_info_split", "v_info_merge"),
+    "v_rand",
+    "v_info",
+    "v_rand_split",
+    "v_rand_merge",
+    "v_info_split",
+    "v_info_merge",
 )
 
 
@@ -132,6 +139,9 @@ def calibrate(
             v_rand_threshold and v_info_threshold.
         table: per threshold, the mean v_rand and v_info.
         slices: per slice, its scores at `threshold`.
+
+    Raises:
+        UserError: no label has any interior.
     """
 
     def score(pair):
@@ -144,7 +154,7 @@ def calibrate(
     v_info = np.array([[one["v_info"] for one in row] for row in scores])
     defined = ~np.isnan(v_rand[:, 0])
     if not defined.any():
-        raise ValueError("no label has any cell interior, so no threshold can be chosen")
+        raise UserError("the labels have no cell interior (255), so nothing can be scored")
     merit = np.where(defined[:, None], (v_rand + v_info) / 2, 0.0)
     chosen = int(merit.sum(0).argmax())
     others = [int((merit.sum(0) - merit[i]).argmax()) for i in range(len(scores))]

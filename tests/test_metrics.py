@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 import metrics
+from slices import UserError
 
 LABEL = np.ones((20, 21), bool)
 LABEL[:, 10] = False
@@ -100,6 +101,11 @@ def test_the_fixed_score_never_sees_the_slice_it_scores():
     result = metrics.calibrate([LABEL, LABEL], maps, (0.7, 0.9))
     assert result["best"]["v_rand"] == 1
     assert result["fixed"]["v_rand"] == pytest.approx((1 + 2 / 3) / 2, abs=1e-6)
+
+
+def test_labels_without_interior_cannot_choose_a_threshold():
+    with pytest.raises(UserError, match="no cell interior"):
+        metrics.calibrate([LABEL & False], [leaky(0.6)])
 
 
 def test_one_slice_has_no_fixed_score():
