@@ -305,10 +305,6 @@ def _download() -> Path:
     raise UserError(f"{HANDLE} cannot be downloaded from Kaggle ({reason}); {BY_HAND}")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
-
-
 def _draw(folder: Path) -> None:
     """Writes a data set of synthetic slices with labels; the marker comes last."""
     seed = 0

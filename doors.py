@@ -1,4 +1,4 @@
-"""What every door does alike: one-line errors, a quiet start, a readable number format."""
+"""What every door does alike: one-line refusals, fractions as flags, a quiet start."""
 
 import argparse
 import os

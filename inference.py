@@ -33,8 +33,9 @@ def load_network(path: Path) -> keras.Model:
     try:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # zipfile, h5py, Keras: anything
-        reason = first_line(error)
-        raise UserError(f"{path}: cannot be loaded as a Keras model ({reason})") from None
+        raise UserError(
+            f"{path}: cannot be loaded as a Keras model ({first_line(error)})"
+        ) from None
     shapes = [[tuple(tensor.shape) for tensor in side] for side in (model.inputs, model.outputs)]
     if shapes != [[(None, None, None, 1)]] * 2:
         raise UserError(
@@ -60,9 +61,8 @@ def to_mask(probability: np.ndarray, threshold: float) -> np.ndarray:
     """
     inside = probability > threshold
     cells = connected_components(inside, connectivity=1)
-    rim = inside & ndimage.binary_dilation(
-        ~inside
-    )  # growing from these alone is three times faster
+    # Growing from the cells' rims alone gives the same mask three times faster.
+    rim = inside & ndimage.binary_dilation(~inside)
     basin = rim | ((probability > min(threshold, UNDECIDED)) & ~inside)
     seeds = np.where(rim, cells, 0)
     grown = watershed(-probability, seeds, connectivity=1, mask=basin, watershed_line=True)

@@ -38,6 +38,20 @@ def write_data_set(root, count=4, size=(96, 112), test=2):
     return root
 
 
+def fail_at(monkeypatch, module, name, call, error):
+    """Lets a module's function raise `error` at one call; returns the untouched function."""
+    untouched, calls = getattr(module, name), []
+
+    def fail(*args):
+        calls.append(args)
+        if len(calls) == call:
+            raise error
+        return untouched(*args)
+
+    monkeypatch.setattr(module, name, fail)
+    return untouched
+
+
 @pytest.fixture(scope="session")
 def data_set(tmp_path_factory):
     return write_data_set(tmp_path_factory.mktemp("data_set"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from conftest import write_data_set
+from conftest import fail_at, write_data_set
 from PIL import Image
 
 import data
@@ -122,15 +122,7 @@ def test_masks_are_never_overwritten(outputs, folder, tmp_path, capsys):
 
 
 def test_its_own_unfinished_work_is_continued(outputs, folder, tmp_path, monkeypatch, capsys):
-    untouched, calls = slices.write_pages, []
-
-    def die_at_the_second(*args):
-        calls.append(args)
-        if len(calls) == 2:
-            raise MemoryError
-        return untouched(*args)
-
-    monkeypatch.setattr(slices, "write_pages", die_at_the_second)
+    fail_at(monkeypatch, slices, "write_pages", 2, MemoryError)
     with pytest.raises(MemoryError):
         run(folder, "--output", tmp_path / "masks")
     before = (tmp_path / "masks/a.png").stat().st_mtime_ns

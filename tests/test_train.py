@@ -10,6 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from conftest import fail_at
 from PIL import Image
 
 import data
@@ -81,15 +82,7 @@ def whole(data_set, tmp_path_factory):
 def test_a_resumed_training_ends_like_an_undisturbed_one(
     data_set, whole, tmp_path, monkeypatch, moment
 ):
-    untouched, calls = getattr(fit, moment), []
-
-    def die_in_the_third_epoch(*args):
-        calls.append(args)
-        if len(calls) == 3:
-            raise MemoryError
-        return untouched(*args)
-
-    monkeypatch.setattr(fit, moment, die_in_the_third_epoch)
+    untouched = fail_at(monkeypatch, fit, moment, 3, MemoryError)
     with pytest.raises(MemoryError):
         train.main(["--data", str(data_set), *RESUMED, "--output", str(tmp_path / "cut")])
     monkeypatch.setattr(fit, moment, untouched)
@@ -124,15 +117,7 @@ def test_a_killed_training_can_be_resumed(data_set, tmp_path):
 
 
 def test_ctrl_c_keeps_what_there_is(data_set, tmp_path, monkeypatch, capsys):
-    untouched, calls = fit.validate, []
-
-    def press_ctrl_c(*args):
-        calls.append(args)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return untouched(*args)
-
-    monkeypatch.setattr(fit, "validate", press_ctrl_c)
+    fail_at(monkeypatch, fit, "validate", 2, KeyboardInterrupt)
     output = tmp_path / "run"
     flags = ["--data", str(data_set), *SMALL, "--epochs", "3", "--output", str(output)]
     assert train.main(flags) == 130
