@@ -27,6 +27,7 @@ LAYOUTS = (  # images, labels, test images; relative to the data set's root
     ("train/image", "train/label", "test"),
     ("image", "label", "test"),
 )
+PIXEL_SIZE = 4.0  # nm, of ISBI-2012
 MARKER = "SYNTHETIC.txt"  # in the root of a data set drawn by `synthetic`
 SYNTHETIC_SLICES = {"train": 20, "test": 5}
 SYNTHETIC_SIZE = 512
@@ -49,6 +50,14 @@ class DataSet:
     images: Path
     labels: Path
     test: Path | None
+
+    def pixel_size(self) -> float | None:
+        """Returns the side of a pixel in nm, if it is known."""
+        if self.source == "kaggle":
+            return PIXEL_SIZE
+        return slices.read_pixel_size(
+            slices.list_images(self.images)[0] if self.images.is_dir() else self.images
+        )
 
     @property
     def is_synthetic(self) -> bool:
@@ -141,7 +150,7 @@ def split(pairs: Pairs, val_slices: str | None = None) -> tuple[Pairs, Pairs]:
 
     Args:
         pairs: all labelled slices.
-        val_slices: "21-25" or "7", counted from 1 in sorted order; None for the last fifth.
+        val_slices: "21-25" or "7", counted from 1 in sorted order; "none"; None for the last fifth.
 
     Returns:
         The slices to train on, and those held out.
@@ -150,8 +159,13 @@ def split(pairs: Pairs, val_slices: str | None = None) -> tuple[Pairs, Pairs]:
         UserError: no such slices, or none would be left.
     """
     count = len(pairs.names)
+    if val_slices == "none":
+        return pairs, pairs.take([])
     if count < 2:
-        raise UserError("one labelled slice only: training needs a second one to validate on")
+        raise UserError(
+            "one labelled slice only: training needs a second one to validate on, or none at all: "
+            "--val-slices none"
+        )
     first, last = count - max(1, count // 5) + 1, count
     if val_slices is not None:
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", val_slices)

@@ -1,6 +1,7 @@
 """What every door does alike: one-line refusals, fractions as flags, a quiet start."""
 
 import argparse
+import math
 import os
 import sys
 import tempfile
@@ -30,6 +31,21 @@ def fraction(text: str) -> float:
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text!r}")
     return value
+
+
+def positive(kind: type) -> Callable[[str], int | float]:
+    """Returns a parser of finite numbers above zero, as the type of a flag."""
+
+    def parse(text: str) -> int | float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+        return value
+
+    return parse
 
 
 def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace, prog: str) -> int:

@@ -68,7 +68,7 @@ def evaluate(args: argparse.Namespace) -> int:
         maps = [slices.to_probability(image, name) for name, image in predictions.items()]
         masks = [probability > args.threshold for probability in maps]
         candidates = sorted({*metrics.THRESHOLDS, args.threshold})
-        best = metrics.calibrate(labels, maps, candidates)["best"]
+        best = metrics.calibrate(labels, [one.__gt__ for one in maps], candidates)["best"]
         summary["v_rand_best"] = best["v_rand"]
         summary["threshold_best"] = best["v_rand_threshold"]
         summary["v_info_best"] = best["v_info"]

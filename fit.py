@@ -11,6 +11,7 @@ import math
 import sys
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -20,6 +21,7 @@ import tensorflow as tf
 import metrics
 from data import Pairs, TileSampler
 from inference import Predictor, to_mask
+from muon import Muon
 from slices import UserError, whole_file
 
 CHECKPOINT = "checkpoint.npz"  # in the folder of an unfinished run
@@ -58,13 +60,13 @@ def fit(
 ) -> list[dict]:
     """Trains `network` in place, going on from the folder's checkpoint if there is one.
 
-    Adam on binary cross-entropy; the learning rate rises over the first epoch and falls along a
+    Muon on binary cross-entropy; the learning rate rises over the first epoch and falls along a
     cosine to 1 %.
 
     Args:
         network: from (batch, height, width, 1) to P(interior).
         sampler: gives the tiles.
-        held_out: the validation slices, scored ten times in a training.
+        held_out: the validation slices, scored ten times in a training; there may be none.
         folder: gets checkpoint.npz and history.csv after every epoch.
         epochs: in all, finished ones included.
         tiles_per_epoch: a multiple of batch_size.
@@ -88,7 +90,7 @@ def fit(
     )
     model = TileTraining(network, sampler)
     model.compile(
-        optimizer=keras.optimizers.Adam(schedule),
+        optimizer=Muon(schedule),
         loss="binary_crossentropy",
         metrics=[keras.metrics.BinaryIoU([0], threshold=0.5, name="membrane_iou")],
     )
@@ -143,7 +145,8 @@ class _Bookkeeping(keras.callbacks.Callback):
                 f"the loss is no longer a number in epoch {epoch + 1}; train again with a lower "
                 f"--learning-rate, a tenth to begin with ({self.folder} keeps the epochs before)"
             )
-        if (epoch + 1) % self.every == 0 or epoch + 1 == self.epochs:
+        due = (epoch + 1) % self.every == 0 or epoch + 1 == self.epochs
+        if due and self.held_out.names:
             row |= validate(self.predict, self.held_out)
             print(
                 f"\nEpoch {epoch + 1}, validation: "
@@ -161,8 +164,8 @@ def validate(predict: Predictor, held_out: Pairs) -> dict[str, float]:
     probabilities = [predict(image) for image in held_out.images]
     truth = np.concatenate([label.ravel() for label in held_out.labels])
     found = np.clip(np.concatenate([p.ravel() for p in probabilities]), 1e-7, 1 - 1e-7)
-    candidates = metrics.THRESHOLDS[::2]
-    best = metrics.calibrate(held_out.labels, probabilities, candidates, to_mask)["best"]
+    maskers = [partial(to_mask, probability) for probability in probabilities]
+    best = metrics.calibrate(held_out.labels, maskers, metrics.THRESHOLDS[::2])["best"]
     return {
         "val_loss": float(-np.log(np.where(truth, found, 1 - found)).mean()),
         "val_membrane_iou": metrics.score_membrane(truth, found > 0.5)["membrane_iou"],

@@ -116,23 +116,56 @@ def mean_scores(scores: Sequence[dict[str, float]]) -> dict[str, float]:
     }
 
 
+def score_thresholds(
+    labels: Sequence[np.ndarray],
+    maskers: Sequence[Callable[[float], np.ndarray]],
+    thresholds: Sequence[float] = THRESHOLDS,
+) -> list[list[dict[str, float]]]:
+    """Returns, per slice and per threshold, `score_slice` of the mask.
+
+    Args:
+        labels: bool (height, width) each.
+        maskers: per slice, a function from threshold to mask: `partial(inference.to_mask, map)`,
+            or `map.__gt__` for the plain threshold of the challenge.
+        thresholds: the candidates.
+    """
+
+    def score(pair):
+        label, mask = pair
+        return [score_slice(label, mask(threshold)) for threshold in thresholds]
+
+    with ThreadPoolExecutor(2) as pool:  # the watershed lets go of the interpreter
+        return list(pool.map(score, zip(labels, maskers, strict=True)))
+
+
+def choose_threshold(scores: Sequence[Sequence[dict[str, float]]]) -> int:
+    """Returns the place of the threshold that serves V_rand and V_info together.
+
+    That is the highest mean of (V_rand + V_info) / 2 over the slices, each threshold averaged with
+    its two neighbours: one lucky slice makes a peak, only a plateau holds on other slices.
+
+    Args:
+        scores: as `score_thresholds` returns; undefined ones count nothing.
+    """
+    merit = np.array([[row["v_rand"] + row["v_info"] for row in rows] for rows in scores])
+    merit = np.pad(np.nan_to_num(merit).sum(0), 1, mode="edge")
+    return int((merit[:-2] + merit[1:-1] + merit[2:]).argmax())
+
+
 def calibrate(
     labels: Sequence[np.ndarray],
-    probabilities: Sequence[np.ndarray],
+    maskers: Sequence[Callable[[float], np.ndarray]],
     thresholds: Sequence[float] = THRESHOLDS,
-    to_mask: Callable[[np.ndarray, float], np.ndarray] = np.greater,
 ) -> dict:
     """Finds the threshold on P(interior) that serves V_rand and V_info together.
 
     Args:
-        labels: bool (height, width) each.
-        probabilities: P(interior) in [0, 1], (height, width) each.
-        thresholds: the candidates.
-        to_mask: turns a map and a threshold into a mask; plainly, as the challenge did, or as
-            `inference.to_mask` does.
+        labels: as `score_thresholds` takes them.
+        maskers: the same.
+        thresholds: the same.
 
     Returns:
-        threshold: the candidate of the highest mean (V_rand + V_info) / 2 over all slices.
+        threshold: the candidate of `choose_threshold`.
         fixed: mean scores when each slice's threshold is chosen on the other slices; these are
             the ones to quote. None for a single slice.
         best: v_rand and v_info, the highest mean of each over thresholds, with
@@ -143,38 +176,29 @@ def calibrate(
     Raises:
         UserError: no label has any interior.
     """
-
-    def score(pair):
-        label, probability = pair
-        return [score_slice(label, to_mask(probability, threshold)) for threshold in thresholds]
-
-    with ThreadPoolExecutor(2) as pool:  # the watershed lets go of the interpreter
-        scores = list(pool.map(score, zip(labels, probabilities, strict=True)))
-    v_rand = np.array([[one["v_rand"] for one in row] for row in scores])
-    v_info = np.array([[one["v_info"] for one in row] for row in scores])
-    defined = ~np.isnan(v_rand[:, 0])
-    if not defined.any():
+    scores = score_thresholds(labels, maskers, thresholds)
+    defined = [rows for rows in scores if not np.isnan(rows[0]["v_rand"])]
+    if not defined:
         raise UserError("the labels have no cell interior (255), so nothing can be scored")
-    merit = np.where(defined[:, None], (v_rand + v_info) / 2, 0.0)
-    chosen = int(merit.sum(0).argmax())
-    others = [int((merit.sum(0) - merit[i]).argmax()) for i in range(len(scores))]
-    rand_means, info_means = v_rand[defined].mean(0), v_info[defined].mean(0)
+    chosen = choose_threshold(scores)
+    fixed = None
+    if len(defined) > 1:
+        others = [choose_threshold(scores[:i] + scores[i + 1 :]) for i in range(len(scores))]
+        fixed = mean_scores([rows[i] for rows, i in zip(scores, others, strict=True)])
+    means = [mean_scores(column) for column in zip(*defined, strict=True)]
+    best = {}
+    for key in ("v_rand", "v_info"):
+        highest = max(range(len(means)), key=lambda place: means[place][key])
+        best |= {key: means[highest][key], f"{key}_threshold": float(thresholds[highest])}
     return {
         "threshold": float(thresholds[chosen]),
-        "fixed": mean_scores([row[j] for row, j in zip(scores, others, strict=True)])
-        if defined.sum() > 1
-        else None,
-        "best": {
-            "v_rand": float(rand_means.max()),
-            "v_rand_threshold": float(thresholds[rand_means.argmax()]),
-            "v_info": float(info_means.max()),
-            "v_info_threshold": float(thresholds[info_means.argmax()]),
-        },
+        "fixed": fixed,
+        "best": best,
         "table": [
-            {"threshold": float(t), "v_rand": float(r), "v_info": float(i)}
-            for t, r, i in zip(thresholds, rand_means, info_means, strict=True)
+            {"threshold": float(t), "v_rand": mean["v_rand"], "v_info": mean["v_info"]}
+            for t, mean in zip(thresholds, means, strict=True)
         ],
-        "slices": [row[chosen] for row in scores],
+        "slices": [rows[chosen] for rows in scores],
     }
 
 

@@ -4,7 +4,8 @@ python predict.py FOLDER             every slice in a folder
 python predict.py STACK.tif          every page of a stack; one image works too
 python predict.py                    the test slices of the data set the model was trained on
 
-The model is the newest finished run in outputs/ that was trained on real slices, or --model.
+The model is the newest finished run in outputs/ that was trained on real slices; without one, that
+which ships with the repository, outputs/pretrained. --model large is its larger sister.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import doors
 ABOUT = "about"  # subfolder of the predictions: record and contact sheet
 SHEET_SLICES = 30  # at most, evenly chosen
 PLAUSIBLE_MEMBRANE = (0.05, 0.6)  # of a mask's pixels; beyond it the slice is probably unlike
+SAME_SIZE = 0.02  # pixel sizes that differ by less are one
 LINE_SECONDS = 15  # between lines of progress where there is no terminal
 
 
@@ -31,6 +33,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--output", metavar="DIR", help="default: a new folder in outputs/masks/")
     threshold_help = "on P(interior), between 0 and 1; default: the run's own"
     add("--threshold", type=doors.fraction, metavar="T", help=threshold_help)
+    pixel_help = (
+        "of the slices; they are brought to the model's pixel size and the masks back; default: "
+        "what a TIFF says, else as they are"
+    )
+    add("--pixel-size", type=doors.positive(float), metavar="NM", help=pixel_help)
+    add("--invert", action="store_true", help="for slices with bright membranes on dark cells")
     add("--probability", action="store_true", help="also write P(interior) as 8-bit images")
     tta_help = "average 8 flips and rotations: better masks, 8 times the work; default: the run's"
     add("--tta", action=argparse.BooleanOptionalAction, help=tta_help)
@@ -59,8 +67,14 @@ def predict(args: argparse.Namespace) -> int:
     threshold = args.threshold or record.get("threshold" if tta else "threshold_without_tta")
     if threshold is None:
         raise slices.UserError(f"{path}: has no calibrated threshold; give --threshold T")
+    if args.pixel_size and not record.get("pixel_size"):
+        raise slices.UserError(
+            f"{path}: does not know the pixel size it was trained at; leave out --pixel-size, or "
+            "train with train.py --pixel-size"
+        )
     averaged = ", averaging 8 flips and rotations" if tta else ""
-    print(f"Model: {runs.shown(path)}, threshold {threshold:g}{averaged}")
+    ships = " (ships with this repository)" if path == runs.OUTPUTS / runs.PRETRAINED else ""
+    print(f"Model: {runs.shown(path)}{ships}, threshold {threshold:g}{averaged}")
     if record.get("synthetic"):
         print("Note: trained on synthetic slices, to try this program; it knows nothing of tissue")
 
@@ -75,6 +89,8 @@ def predict(args: argparse.Namespace) -> int:
         "model_is_synthetic": record.get("synthetic", False),
         "threshold": threshold,
         "tta": tta,
+        "pixel_size": args.pixel_size,
+        "invert": args.invert,
         "probability": args.probability,
     }
     folder = _claim_output(args.output, source, about)
@@ -105,8 +121,14 @@ def _predict_files(
 
     total = sum(pages for _, _, pages in files)
     on_sheet = {round(i * (total - 1) / (SHEET_SLICES - 1)) for i in range(SHEET_SLICES)}
-    membrane, sheet, first, colour = {}, [], 0, False
+    membrane, inverted, sheet, first, notes = {}, [], [], 0, set()
     live = sys.stdout.isatty()
+
+    def note(kind: str, text: str) -> None:
+        if kind not in notes:
+            notes.add(kind)
+            (progress.write if live else print)(f"Note: {text}")
+
     state = "{n_fmt} of {total_fmt} slices, {rate_noinv_fmt}, {remaining} left"
     with tqdm(
         total=total,
@@ -122,14 +144,33 @@ def _predict_files(
             try:
                 if known:
                     masks = list(slices.read_pages(folder / target))
+                size, own = (
+                    about["pixel_size"] or slices.read_pixel_size(file),
+                    record.get("pixel_size"),
+                )
+                scale = size / own if size and own else 1.0
+                if abs(scale - 1) <= SAME_SIZE:
+                    scale = 1.0
+                else:
+                    note(
+                        "scale",
+                        f"{file.name} has pixels of {size:g} nm, the model knows {own:g} nm: it "
+                        "sees it resampled, the mask has the slice's own size",
+                    )
                 for page, image in enumerate(slices.read_pages(file)):
-                    if image.ndim == 3 and not colour:
-                        say = progress.write if live else print
-                        say(f"Note: {names[page]} is in colour; its luminance is used")
-                        colour = True
+                    if image.size * scale**2 > slices.MAX_PIXELS:
+                        raise slices.UnreadableError(
+                            f"{file}: too large at the model's pixel size; cut it into smaller ones"
+                        )
+                    if image.ndim == 3:
+                        note("colour", f"{names[page]} is in colour; its luminance is used")
                     grey = slices.normalise(image, **record.get("scaling", {}))
+                    if about["invert"]:
+                        grey = 2 * record.get("scaling", {}).get("mean", slices.MEAN) - grey
+                    if slices.looks_inverted(grey):
+                        inverted.append(names[page])
                     if not known:
-                        probability = predictor(grey)
+                        probability = predictor(grey, scale)
                         mask = to_mask(probability, about["threshold"])
                         masks.append(mask * np.uint8(slices.INTERIOR))
                         if about["probability"]:
@@ -149,6 +190,10 @@ def _predict_files(
                 for name, mask in zip(names, masks, strict=True):
                     membrane[name] = float((mask != slices.INTERIOR).mean())
             first += pages
+    if len(inverted) > total / 2:
+        others = f" and {len(inverted) - 1} more" if len(inverted) > 1 else ""
+        advice = "after --invert: try without" if about["invert"] else "if so, add --invert"
+        print(f"Note: {inverted[0]}{others} look like bright membranes on dark cells; {advice}")
     return membrane, sheet
 
 

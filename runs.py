@@ -8,7 +8,7 @@ from pathlib import Path
 from slices import UserError
 
 OUTPUTS = Path(__file__).parent / "outputs"
-PRETRAINED = "pretrained"
+PRETRAINED, LARGE = "pretrained", "large"  # these ship with the repository
 DRAWN = "synthetic-slices"  # the data set that --data synthetic draws
 FORMAT = 1  # of run.json; a newer one is refused
 
@@ -77,7 +77,7 @@ def find_run(name: str | None) -> Path:
         return path
     found = []
     for path in OUTPUTS.glob("*/run.json"):
-        if path.parent.name != PRETRAINED:
+        if path.parent.name not in (PRETRAINED, LARGE):
             record = read_run(path.parent)
             if record["finished"] and not record["synthetic"]:
                 found.append((record["ended"], path.parent))

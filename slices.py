@@ -11,11 +11,14 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from xml.etree import ElementTree
 
 import imagecodecs
 import numpy as np
 import tifffile
 from PIL import Image
+from scipy import ndimage
+from skimage.measure import euler_number
 
 INTERIOR = 255
 MEAN, DEVIATION = 0.491, 0.171  # of ISBI-2012's grey values / 255; every slice is brought to these
@@ -26,6 +29,14 @@ SAMPLE_PIXELS = 2**22  # the grey values of larger slices are measured on an eve
 PHOTOMETRICS = {
     tifffile.PHOTOMETRIC[name] for name in ("MINISBLACK", "MINISWHITE", "RGB", "PALETTE")
 }
+NANOMETRES = {  # per unit of length, as ImageJ, OME and TIFF's tags name it
+    **{"nm": 1.0, "å": 0.1, "angstrom": 0.1, "mm": 1e6, "cm": 1e7},
+    **{"inch": 2.54e7},
+    **dict.fromkeys(("µm", "μm", "um", "\\u00b5m", "micron", "microns", "micrometer"), 1e3),
+}
+UNITS = {2: "inch", 3: "cm"}  # by the number in TIFF's tag ResolutionUnit
+PIXEL_SIZES = (0.2, 200)  # nm; what a file says beyond is a scanner's or screen's dots per inch
+LOOK = 1024  # px, the side of what is looked at to tell a slice's polarity
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's convert("L")
 
 
@@ -65,6 +76,48 @@ def count_pages(path: Path) -> int:
         return 1
     with _reading(path), _open_tiff(path) as tiff:
         return sum(count for _, count in _tiff_series(tiff))
+
+
+def read_pixel_size(path: Path) -> float | None:
+    """Returns the side of a pixel in nm as a TIFF states it (ImageJ, OME or the plain tags).
+
+    None where it says nothing, or what no electron micrograph has (such as 72 dots per inch).
+    """
+    if path.suffix.lower() not in TIFF_SUFFIXES:
+        return None
+    with _reading(path), _open_tiff(path) as tiff:
+        page = tiff.pages.first
+        if page.is_ome:
+            pixels = ElementTree.fromstring(page.description).find(".//{*}Pixels")
+            unit, size = pixels.get("PhysicalSizeXUnit", "µm"), pixels.get("PhysicalSizeX", 0)
+        else:
+            unit = (tiff.imagej_metadata or {}).get("unit") or UNITS.get(page.resolutionunit, "")
+            size = 1 / page.resolution[0] if page.resolution[0] else 0
+        size = float(size) * NANOMETRES.get(unit.lower(), 0)
+    return size if PIXEL_SIZES[0] <= size <= PIXEL_SIZES[1] else None
+
+
+def looks_inverted(image: np.ndarray) -> bool:
+    """Tells whether a slice seems to have bright membranes on dark cells.
+
+    Membranes form a net whose meshes are the cells. So what is darker than its surroundings has
+    few pieces and many holes, what is brighter many pieces and few holes: their Euler numbers
+    differ. In an inverted slice it is the other way round.
+
+    Args:
+        image: float32 (height, width) as `normalise` gives; its middle is looked at.
+    """
+    top, left = (max(0, (side - LOOK) // 2) for side in image.shape)
+    middle = image[top : top + LOOK, left : left + LOOK]
+    detail = ndimage.gaussian_filter(middle, 3.0) - ndimage.gaussian_filter(middle, 20.0)
+    dark, bright = (int(euler_number(part, 1)) for part in (detail < -0.03, detail > 0.03))
+    return dark - bright > 0.1 * (abs(dark) + abs(bright))
+
+
+def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Returns float32 (height, width) resampled to `shape`; shrinking averages."""
+    picture = Image.fromarray(np.ascontiguousarray(image, np.float32))
+    return np.asarray(picture.resize(shape[::-1], Image.Resampling.BICUBIC))
 
 
 def read_pages(path: Path) -> Iterator[np.ndarray]:

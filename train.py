@@ -3,22 +3,23 @@
 python train.py                      ISBI-2012 from Kaggle
 python train.py --data MY_FOLDER     a copy of it, or your own labelled slices
 python train.py --data synthetic     drawn slices, to try everything without Kaggle
+python train.py --data MINE --init pretrained   a few labelled slices: from that run's weights
 python train.py --resume RUN         goes on with an interrupted training
 """
 
 import argparse
-import math
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import doors
 
-EPOCHS, EPOCHS_SYNTHETIC = 120, 30
+EPOCHS, EPOCHS_SYNTHETIC, EPOCHS_INIT = 120, 30, 30
+LEARNING_RATE, LEARNING_RATE_INIT = 1e-2, 3e-3
 TILES_PER_EPOCH = 96
 
 
@@ -27,24 +28,37 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = doors.Parser(prog="train.py", description=__doc__)
     add = parser.add_argument
     add("--data", default="kaggle", help="kaggle, synthetic, or a folder; default: %(default)s")
-    epochs_help = f"of {TILES_PER_EPOCH} tiles; default: {EPOCHS} ({EPOCHS_SYNTHETIC} on synthetic)"
-    add("--epochs", type=_positive(int), metavar="N", help=epochs_help)
+    init_help = "start from this run's weights, filters and dilation; a name in outputs/ or a path"
+    add("--init", metavar="RUN", help=init_help)
+    epochs_help = (
+        f"of {TILES_PER_EPOCH} tiles; default: {EPOCHS} ({EPOCHS_SYNTHETIC} on synthetic, "
+        f"{EPOCHS_INIT} with --init)"
+    )
+    add("--epochs", type=doors.positive(int), metavar="N", help=epochs_help)
     add(
         "--batch-size",
-        type=_positive(int),
+        type=doors.positive(int),
         default=8,
         metavar="N",
         help="tiles; default: %(default)s",
     )
-    rate_help = "the highest of the schedule; default: %(default)s"
-    add("--learning-rate", type=_positive(float), default=3e-3, metavar="RATE", help=rate_help)
+    rate_help = (
+        f"the highest of the schedule; default: {LEARNING_RATE} ({LEARNING_RATE_INIT} with --init)"
+    )
+    add("--learning-rate", type=doors.positive(float), metavar="RATE", help=rate_help)
     filters_help = "of each encoder stage and of the bridge; default: %(default)s"
-    filters = {"type": _positive(int), "nargs": "+", "default": [16, 32, 64], "metavar": "N"}
+    filters = {"type": doors.positive(int), "nargs": "+", "default": [16, 32, 64], "metavar": "N"}
     add("--filters", **filters, help=filters_help)
     dilation_help = "of the bridge: N, then N squared; 1 sees less far; default: %(default)s"
-    add("--dilation", type=_positive(int), default=2, metavar="N", help=dilation_help)
-    val_help = "slices to hold out, counted from 1 in sorted order; default: the last fifth"
+    add("--dilation", type=doors.positive(int), default=2, metavar="N", help=dilation_help)
+    val_help = (
+        "slices to hold out, counted from 1 in sorted order, or none; default: the last fifth"
+    )
     add("--val-slices", metavar="A-B", help=val_help)
+    threshold_help = "do not choose the threshold on the held-out slices, take this one"
+    add("--threshold", type=doors.fraction, metavar="T", help=threshold_help)
+    pixel_help = "of the slices, for predict.py to match others to; default: what their files say"
+    add("--pixel-size", type=doors.positive(float), metavar="NM", help=pixel_help)
     add(
         "--seed",
         type=_seed,
@@ -64,6 +78,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         others = ", ".join(f"--{key.replace('_', '-')}" for key in given if key != "resume")
         if others:
             parser.error(f"--resume goes on with the run's own flags; leave out {others}")
+    elif args.init:
+        for key in ("filters", "dilation"):
+            if getattr(args, key) != parser.get_default(key):
+                parser.error(f"--init takes filters and dilation from its run; leave out --{key}")
+    elif args.val_slices == "none" and not args.threshold:
+        parser.error("--val-slices none leaves nothing to choose the threshold on; add --threshold")
     return args
 
 
@@ -92,7 +112,7 @@ def train(args: argparse.Namespace) -> int:
             raise UserError(
                 f"{folder}: this training is finished; leave out --resume for a new one"
             )
-        args = argparse.Namespace(**record["flags"])
+        args = argparse.Namespace(**{**vars(parse_args([])), **record["flags"]})
 
     dtype, device = unet.choose_dtype()
     print(f"Device: {device}")
@@ -101,22 +121,35 @@ def train(args: argparse.Namespace) -> int:
         tf.config.experimental.enable_op_determinism()  # on a GPU it would cost speed
     keras.utils.set_random_seed(args.seed)
 
+    initial = None
+    if args.init and record is None:
+        initial, initial_record = _load_initial(args)
     data_set = data.find_data_set(args.data, runs.OUTPUTS / runs.DRAWN)
     pairs = data.load_pairs(data_set)
     training, held_out = data.split(pairs, args.val_slices)
-    print(
-        f"Data: {data_set.root}, {len(training.names)} slices to train on, "
-        f"{len(held_out.names)} held out ({held_out.names[0]} to {held_out.names[-1]})"
-    )
+    held = "none held out"
+    if held_out.names:
+        held = f"{len(held_out.names)} held out ({held_out.names[0]} to {held_out.names[-1]})"
+    print(f"Data: {data_set.root}, {len(training.names)} slices to train on, {held}")
     if data.TILE % 2 ** (len(args.filters) - 1):
         raise UserError(
             f"--filters: {len(args.filters)} stages do not fit a tile of {data.TILE} px"
         )
-    network = unet.with_dtype(unet.build_unet(args.filters, args.dilation), dtype)
-    print(f"Network: {'-'.join(map(str, args.filters))}, {network.count_params():,} parameters")
+    network = unet.with_dtype(initial or unet.build_unet(args.filters, args.dilation), dtype)
+    begun = f", starting from {args.init}" if args.init else ""
+    print(
+        f"Network: {'-'.join(map(str, args.filters))}, {network.count_params():,} parameters{begun}"
+    )
 
     if record is None:
+        if initial:
+            args.epochs = args.epochs or EPOCHS_INIT
+            args.learning_rate = args.learning_rate or LEARNING_RATE_INIT
+            if not (held_out.names or args.threshold):
+                args.threshold = initial_record["threshold"]
         args.epochs = args.epochs or (EPOCHS_SYNTHETIC if data_set.is_synthetic else EPOCHS)
+        args.learning_rate = args.learning_rate or LEARNING_RATE
+        args.pixel_size = args.pixel_size or data_set.pixel_size()
         folder = runs.make_folder(args.output, runs.OUTPUTS / f"{datetime.now():%Y%m%d-%H%M%S}")
         record = {
             "format": runs.FORMAT,
@@ -125,6 +158,7 @@ def train(args: argparse.Namespace) -> int:
             "synthetic": data_set.is_synthetic,
             "flags": {**vars(args), "data": data_set.source, "resume": None},
             "parameters": network.count_params(),
+            "pixel_size": args.pixel_size,
             "train_slices": training.names,
             "val_slices": held_out.names,
             "data_checksum": pairs.checksum(),
@@ -153,10 +187,7 @@ def train(args: argparse.Namespace) -> int:
         "ended": runs.now(),
         "epochs": len(history),
         "device": device,
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "commit": _git_commit(),
+        **describe_versions(),
     }
     _finish(folder, record, network, held_out, history)
     if not record["finished"]:
@@ -166,25 +197,71 @@ def train(args: argparse.Namespace) -> int:
     return 0
 
 
+def describe_versions() -> dict[str, str | None]:
+    """Returns the versions of what a training depends on, as run.json has them."""
+    import keras
+    import tensorflow as tf
+
+    return {
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "commit": _git_commit(),
+    }
+
+
+def _load_initial(args: argparse.Namespace) -> tuple:
+    """Returns the network and record of --init, whose filters and dilation become the flags."""
+    import runs
+    from inference import load_network
+    from slices import UserError
+
+    folder = runs.find_run(args.init)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: a bare model; --init needs the folder of a finished run")
+    record = runs.read_run(folder)
+    args.filters, args.dilation = record["flags"]["filters"], record["flags"]["dilation"]
+    return load_network(folder / "model.keras"), record
+
+
 def _finish(folder: Path, record: dict, network, held_out, history: list[dict]) -> None:
-    """Calibrates on the held-out slices, writes model, pictures and run.json, prints the scores."""
+    """Writes model, threshold, pictures and run.json; calibrates if there are held-out slices."""
     import figures
-    import metrics
     import runs
     import unet
-    from inference import Predictor, to_mask
     from slices import DEVIATION, MEAN, whole_file, write_json
+
+    with whole_file(folder / "model.keras") as part:
+        unet.with_dtype(network, "float32").save(part)
+    figures.draw_curves(folder / "curves.png", history)
+    record |= {"tta": True, "scaling": {"mean": MEAN, "deviation": DEVIATION}}
+    if held_out.names:
+        _calibrate(folder, record, network, held_out)
+    if threshold := record["flags"]["threshold"]:
+        record |= {"threshold": threshold, "threshold_without_tta": threshold}
+    write_json(folder / "run.json", record)
+    print(f"Threshold on P(interior): {record['threshold']:g}")
+    looks = (
+        f"{runs.shown(folder / 'validation.png')}, curves.png" if held_out.names else "curves.png"
+    )
+    print(f"Pictures to look at: {looks}")
+    print(f"Next: python predict.py --model {shlex.quote(runs.shown(folder))}")
+
+
+def _calibrate(folder: Path, record: dict, network, held_out) -> None:
+    """Scores the held-out slices, chooses the thresholds on them, draws them, prints the scores."""
+    import figures
+    import metrics
+    from inference import Predictor, to_mask
 
     calibration = {}
     for tta in (False, True):
         predict = Predictor(network, tta=tta)
         probabilities = [predict(image) for image in held_out.images]
-        calibration[tta] = metrics.calibrate(held_out.labels, probabilities, to_mask=to_mask)
+        maskers = [partial(to_mask, probability) for probability in probabilities]
+        calibration[tta] = metrics.calibrate(held_out.labels, maskers)
     chosen = calibration[True]
-    masks = [to_mask(probability, chosen["threshold"]) for probability in probabilities]
-    with whole_file(folder / "model.keras") as part:
-        unet.with_dtype(network, "float32").save(part)
-    figures.draw_curves(folder / "curves.png", history)
+    masks = [masker(chosen["threshold"]) for masker in maskers]
     figures.draw_validation_sheet(
         folder / "validation.png",
         held_out.names,
@@ -195,15 +272,11 @@ def _finish(folder: Path, record: dict, network, held_out, history: list[dict]) 
         chosen["slices"],
     )
     record |= {
-        "tta": True,
         "threshold": chosen["threshold"],
         "threshold_without_tta": calibration[False]["threshold"],
-        "scaling": {"mean": MEAN, "deviation": DEVIATION},
         "validation": chosen,
         "validation_without_tta": calibration[False],
     }
-    write_json(folder / "run.json", record)
-
     print(
         f"\nValidation scores on the {len(held_out.names)} held-out slices "
         "(fixed: each slice's threshold chosen on the others)"
@@ -213,24 +286,6 @@ def _finish(folder: Path, record: dict, network, held_out, history: list[dict]) 
         quoted = f"{fixed['v_rand']:.4f} / {fixed['v_info']:.4f}" if fixed else "needs two slices"
         best = f"{best['v_rand']:.4f} / {best['v_info']:.4f}"
         print(f"  V_rand / V_info{title}: fixed {quoted}, best {best}")
-    print(f"Threshold on P(interior): {record['threshold']:g}")
-    print(f"Pictures to look at: {runs.shown(folder / 'validation.png')}, curves.png")
-    print(f"Next: python predict.py --model {shlex.quote(runs.shown(folder))}")
-
-
-def _positive(kind: type) -> Callable[[str], int | float]:
-    """Returns a parser of finite numbers above zero."""
-
-    def parse(text: str) -> int | float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = 0
-        if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
-        return value
-
-    return parse
 
 
 def _seed(text: str) -> int:

@@ -2,8 +2,10 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from scipy import special
 from skimage.measure import label as connected_components
 
+import inference
 import unet
 from inference import Predictor, load_network, to_mask
 from slices import UserError
@@ -75,39 +77,73 @@ def test_later_training_changes_the_prediction():
     assert not np.array_equal(predict(image), before)
 
 
-def ridge(height, depth):
-    """P(interior) of two cells and a blurred membrane between them, leaky (`height`) in one row."""
-    profile = np.array([1, 1, 1, 0.95, 0.8, 0.6, depth, 0.6, 0.8, 0.95, 1, 1, 1])
-    probability = np.tile(profile, (9, 1))
-    probability[4, 4:9] = height
+def two_cells(membrane=0.1, gap=0.95, rows=slice(28, 34)):
+    """P(interior) of two cells and the membrane between them, with a gap in some rows."""
+    probability = np.full((60, 60), 0.98)
+    probability[:, 29:32] = membrane
+    probability[rows, 29:32] = gap
     return probability
 
 
-def test_a_mask_has_the_thresholds_cells_with_their_true_outlines():
-    mask = to_mask(ridge(height=0.85, depth=0.2), 0.9)
-    assert np.array_equal(mask[0], [1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1])
-    assert connected_components(mask, connectivity=1).max() == 2  # the leak stays shut
-    assert connected_components(to_mask(ridge(0.95, 0.2), 0.9), connectivity=1).max() == 1
+def count_cells(mask):
+    return connected_components(mask, connectivity=1).max()
 
 
-def test_cells_that_touch_are_kept_apart_where_the_map_is_lowest():
-    mask = to_mask(ridge(height=0.7, depth=0.55), 0.9)
-    assert np.array_equal(np.flatnonzero(~mask[0]), [6])
-    assert connected_components(mask, connectivity=1).max() == 2
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.9])
+def test_a_gap_in_a_membrane_is_closed_by_a_line(threshold):
+    probability = two_cells()
+    assert count_cells(probability > threshold) == 1
+    mask = to_mask(probability, threshold)
+    assert count_cells(mask) == 2
+    closed = (probability > 0.5) & ~mask
+    assert closed.sum() == 6 and closed[28:34, 28:33].sum() == 6
 
 
-def test_what_the_threshold_does_not_find_does_not_come_back():
-    probability = np.full((9, 9), 0.8)
-    probability[2:4, 2:4] = 0.95
-    assert not to_mask(probability, 0.96).any()
-    assert to_mask(probability, 0.9).all()
-    assert not to_mask(np.where(probability > 0.9, 0.4, 0.1), 0.9).any()
+@pytest.mark.parametrize("probability", [
+    two_cells(rows=slice(0, 60)),
+    two_cells(rows=slice(6, 60)),
+    np.full((9, 9), 0.8),
+    np.full((9, 9), 0.3),
+    np.where(RNG.random((40, 50)) > 0.5, 0.2, 0.4),
+])  # fmt: skip
+def test_where_no_membrane_is_to_be_closed_the_mask_is_the_plain_one(probability):
+    assert np.array_equal(to_mask(probability, 0.5), probability > 0.5)
 
 
-def test_a_low_threshold_is_a_plain_one():
-    probability = RNG.random((40, 50))
-    for threshold in (0.2, 0.5):
-        assert np.array_equal(to_mask(probability, threshold), probability > threshold)
+def test_the_threshold_tells_how_much_of_a_membrane_must_be_there():
+    probability = two_cells(membrane=0.6, gap=0.6)
+    assert count_cells(to_mask(probability, 0.5)) == 1
+    assert count_cells(to_mask(probability, 0.7)) == 2
+
+
+def test_borders_that_come_together_count_as_one():
+    """One half of a membrane is open between two basins, but the other is shut: two cells."""
+    shut, ajar = -4.0, 1.0
+    basins = np.repeat([[1, 3], [2, 4]], 10, axis=0).repeat(10, axis=1)
+    odds = np.full((20, 20), 5.0)
+    odds[:10, 9:11], odds[10:, 9:11] = ajar, shut
+    cells = inference._join_basins(basins, special.expit(odds), 0.0)
+    assert cells[1] == cells[2] and cells[3] == cells[4] and cells[1] != cells[3]
+    odds[10:, 9:11] = -ajar / 2
+    cells = inference._join_basins(basins, special.expit(odds), 0.0)
+    assert cells[1] == cells[2] == cells[3] == cells[4]
+
+
+def test_a_slice_is_predicted_at_the_scale_the_network_knows():
+    sizes = []
+
+    class Watched(Predictor):
+        def _predict_tile(self, tile):
+            sizes.append(tile.shape)
+            return super()._predict_tile(tile)
+
+    predict = Watched(unet.build_unet((2, 2)))
+    image = RNG.random((40, 60), np.float32)
+    assert np.array_equal(predict(image, 1.0), predict(image))
+    sizes.clear()
+    probability = predict(image, 2.0)
+    assert sizes == [(80 + 2 * predict.halo, 120 + 2 * predict.halo)]
+    assert probability.shape == (40, 60) and 0 <= probability.min() <= probability.max() <= 1
 
 
 def two_inputs():

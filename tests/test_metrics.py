@@ -90,23 +90,33 @@ def leaky(gap):
 
 
 def test_calibration_finds_the_threshold_that_closes_the_gap():
-    result = metrics.calibrate([LABEL, LABEL], [leaky(0.6), leaky(0.6)], (0.3, 0.5, 0.7, 0.97))
-    assert result["threshold"] == 0.7
+    maskers = [leaky(0.6).__gt__] * 2
+    result = metrics.calibrate([LABEL, LABEL], maskers, (0.3, 0.5, 0.7, 0.8, 0.97))
+    assert result["threshold"] in (0.7, 0.8)
     assert result["best"]["v_rand"] == result["fixed"]["v_rand"] == 1
-    assert [row["v_rand"] < 1 for row in result["table"]] == [True, True, False, True]
+    assert [row["v_rand"] < 1 for row in result["table"]] == [True, True, False, False, True]
+
+
+def test_a_plateau_is_preferred_to_a_peak():
+    def rows(*scores):
+        return [{"v_rand": score, "v_info": score} for score in scores]
+
+    assert metrics.choose_threshold([rows(0.1, 0.95, 0.1, 0.9, 0.93, 0.9)]) == 4
+    assert metrics.choose_threshold([rows(0.9, 0.8, 0.1)]) == 0
+    assert metrics.choose_threshold([rows(np.nan, np.nan), rows(0.1, 0.9)]) == 1
 
 
 def test_the_fixed_score_never_sees_the_slice_it_scores():
-    maps = [leaky(0.6), leaky(0.85)]
-    result = metrics.calibrate([LABEL, LABEL], maps, (0.7, 0.9))
+    maskers = [leaky(0.6).__gt__, leaky(0.85).__gt__]
+    result = metrics.calibrate([LABEL, LABEL], maskers, (0.7, 0.9))
     assert result["best"]["v_rand"] == 1
     assert result["fixed"]["v_rand"] == pytest.approx((1 + 2 / 3) / 2, abs=1e-6)
 
 
 def test_labels_without_interior_cannot_choose_a_threshold():
     with pytest.raises(UserError, match="no cell interior"):
-        metrics.calibrate([LABEL & False], [leaky(0.6)])
+        metrics.calibrate([LABEL & False], [leaky(0.6).__gt__])
 
 
 def test_one_slice_has_no_fixed_score():
-    assert metrics.calibrate([LABEL], [leaky(0.6)])["fixed"] is None
+    assert metrics.calibrate([LABEL], [leaky(0.6).__gt__])["fixed"] is None

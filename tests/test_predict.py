@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ import data
 import predict
 import runs
 import slices
+import synthetic
+from inference import Predictor
 
 ROOT = Path(predict.__file__).parent
 
@@ -44,9 +47,8 @@ def test_every_mask_has_its_slices_name_and_size(outputs, folder, tmp_path, caps
         assert mask.shape == size and mask.dtype == np.uint8
         assert set(np.unique(mask)) <= {0, 255}
         probability = np.asarray(Image.open(masks / "probability" / f"{name}.png"))
-        threshold = json.loads((masks / "about/prediction.json").read_text())["threshold"]
-        assert (mask[probability / 255 > threshold + 0.004] == 255).all()
-        assert (mask[probability / 255 < min(threshold, 0.5) - 0.004] == 0).all()
+        assert (mask[probability / 255 < 0.5 - 0.004] == 0).all()
+        assert (mask == 255)[probability / 255 > 0.5 + 0.004].mean() > 0.5
     assert Image.open(masks / "about/contact_sheet.png").width > 1000
     said = capsys.readouterr().out
     assert "Model:" in said and "small" in said and "3 masks in" in said
@@ -72,6 +74,78 @@ def test_dtype_and_exposure_do_not_change_the_mask(outputs, tmp_path):
     assert run(versions, "--output", tmp_path / "masks") == 0
     masks = [np.asarray(Image.open(tmp_path / f"masks/{name}.png")) for name in "abc"]
     assert np.mean(masks[0] != masks[1]) < 0.01 and np.mean(masks[0] != masks[2]) < 0.01
+
+
+@pytest.fixture
+def measured(outputs, tmp_path, monkeypatch):
+    """The trained outputs, whose model knows its pixel size, 4 nm."""
+    copy = tmp_path / "outputs"
+    shutil.copytree(outputs, copy)
+    record = json.loads((copy / "small/run.json").read_text())
+    (copy / "small/run.json").write_text(json.dumps(record | {"pixel_size": 4.0}))
+    monkeypatch.setattr(runs, "OUTPUTS", copy)
+    return copy
+
+
+def test_a_slice_is_resampled_to_the_models_pixel_size(measured, tmp_path, monkeypatch, capsys):
+    scales, untouched = [], Predictor.__call__
+
+    def watch(self, image, scale=1.0):
+        scales.append(scale)
+        return untouched(self, image, scale)
+
+    monkeypatch.setattr(Predictor, "__call__", watch)
+    image, _ = synthetic.make_slice(60, 50, 1)
+    stated = {"resolution": (1e7 / 8, 1e7 / 8), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "eight.tif", image, **stated)
+    Image.fromarray(image).save(tmp_path / "silent.png")
+    for name, flags in (
+        ("eight.tif", []),
+        ("eight.tif", ["--pixel-size", 4.01]),
+        ("silent.png", []),
+        ("silent.png", ["--pixel-size", 2]),
+    ):
+        output = tmp_path / f"masks{len(scales)}"
+        assert run(tmp_path / name, *flags, "--output", output) == 0
+        assert Image.open(output / f"{name[:-4]}.png").size == (50, 60)
+    assert scales == pytest.approx([2, 1, 1, 1, 0.5, 1])  # what is resampled is predicted at 1
+    assert "eight.tif has pixels of 8 nm, the model knows 4 nm" in capsys.readouterr().out
+
+
+def test_a_pixel_size_means_nothing_to_a_model_without_one(outputs, folder, tmp_path, capsys):
+    assert run(folder, "--pixel-size", 8, "--output", tmp_path / "masks") == 2
+    assert "does not know the pixel size" in capsys.readouterr().err
+    assert not (tmp_path / "masks").exists()
+
+
+def test_bright_membranes_are_noticed_and_inverted_on_request(outputs, tmp_path, capsys):
+    image, _ = synthetic.make_slice(256, 256, 1)
+    for name, pixels in (("dark", image), ("bright", 255 - image)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    assert run(tmp_path / "dark.png", "--output", tmp_path / "a") == 0
+    assert "bright membranes" not in capsys.readouterr().out
+    assert run(tmp_path / "bright.png", "--output", tmp_path / "b") == 0
+    assert "bright.png look like bright membranes" in capsys.readouterr().out
+    assert run(tmp_path / "bright.png", "--invert", "--output", tmp_path / "c") == 0
+    assert "bright membranes" not in capsys.readouterr().out
+    masks = [np.asarray(Image.open(tmp_path / n)) for n in ("a/dark.png", "c/bright.png")]
+    assert np.mean(masks[0] != masks[1]) < 0.01
+
+
+def test_without_a_run_of_ones_own_the_shipped_one_predicts(
+    trained, folder, tmp_path, monkeypatch, capsys
+):
+    outputs = tmp_path / "outputs"
+    for name in (runs.PRETRAINED, runs.LARGE):
+        shutil.copytree(trained / "small", outputs / name)
+    monkeypatch.setattr(runs, "OUTPUTS", outputs)
+    assert run(folder, "--output", tmp_path / "a") == 0
+    assert "outputs/pretrained (ships with this repository)" in capsys.readouterr().out
+    assert run(folder, "--model", "large", "--output", tmp_path / "b") == 0
+    assert "outputs/large" in capsys.readouterr().out
+    shutil.copytree(trained / "small", outputs / "mine")
+    assert run(folder, "--output", tmp_path / "c") == 0
+    assert "outputs/mine" in capsys.readouterr().out
 
 
 def test_the_rest_is_done_when_a_file_is_bad(outputs, folder, tmp_path, capsys):

@@ -5,6 +5,7 @@ import tifffile
 from PIL import Image
 
 import slices
+import synthetic
 from slices import UnreadableError, UserError
 
 RNG = np.random.default_rng(0)
@@ -225,3 +226,47 @@ def test_pages_of_different_sizes_are_refused(tmp_path):
         tiff.write(GREY[:9])
     with pytest.raises(UnreadableError, match="differ in size"):
         slices.count_pages(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("size, options", [
+    (4, {"imagej": True, "resolution": (250, 250), "metadata": {"unit": "um"}}),
+    (4, {"imagej": True, "resolution": (250, 250), "metadata": {"unit": "\\u00B5m"}}),
+    (8, {"imagej": True, "resolution": (1 / 8, 1 / 8), "metadata": {"unit": "nm"}}),
+    (5, {"ome": True, "metadata": {"PhysicalSizeX": 5, "PhysicalSizeXUnit": "nm"}}),
+    (6, {"resolution": (1e7 / 6, 1e7 / 6), "resolutionunit": "CENTIMETER"}),
+    (None, {"resolution": (72, 72), "resolutionunit": "INCH"}),
+    (None, {"resolution": (0, 1), "resolutionunit": "CENTIMETER"}),
+    (None, {}),
+])  # fmt: skip
+def test_a_tiffs_pixel_size_is_read_where_it_can_be_true(tmp_path, size, options):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((8, 9), np.uint8), **options)
+    found = slices.read_pixel_size(tmp_path / "a.tif")
+    assert found is None if size is None else found == pytest.approx(size, rel=1e-3)
+
+
+def test_resizing_keeps_grey_values_and_averages_when_it_shrinks():
+    image = np.random.default_rng(0).random((40, 60), np.float32)
+    assert slices.resize(image, (80, 120)).shape == (80, 120)
+    small = slices.resize(image, (4, 6))
+    assert small.dtype == np.float32 and small.std() < image.std() / 4
+    assert np.allclose(slices.resize(np.full((9, 9), 0.3), (20, 5)), 0.3)
+
+
+def test_bright_membranes_look_inverted_and_dark_ones_do_not():
+    for seed in range(4):
+        image = slices.normalise(synthetic.make_slice(300, 400, seed)[0])
+        assert not slices.looks_inverted(image)
+        assert slices.looks_inverted(2 * slices.MEAN - image)
+    for image in (
+        np.zeros((1, 1)),
+        np.full((50, 60), 0.5),
+        np.random.default_rng(0).random((99, 99)),
+    ):
+        assert not slices.looks_inverted(slices.normalise(image))
+
+
+@pytest.mark.isbi
+def test_real_slices_polarity_is_told(isbi):
+    for _, image in slices.read_named(isbi / "unmodified-data/test/imgs"):
+        assert not slices.looks_inverted(slices.normalise(image))
+        assert slices.looks_inverted(slices.normalise(255 - image))

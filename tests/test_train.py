@@ -10,7 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import fail_at
+from conftest import fail_at, write_data_set
 from PIL import Image
 
 import data
@@ -195,8 +195,54 @@ def test_only_training_slices_reach_the_sampler_and_the_rate_follows_its_schedul
     for image, expected in zip(seen[0], [pairs.images[i] for i in (0, 2, 3)], strict=True):
         assert np.array_equal(image, expected)
     rates = [float(row["learning_rate"]) for row in rows(output)]
-    assert rates[0] == pytest.approx(3e-3) and rates == sorted(rates, reverse=True)
-    assert rates[-1] == pytest.approx(3e-5)
+    assert rates[0] == pytest.approx(train.LEARNING_RATE) and rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(train.LEARNING_RATE / 100)
+
+
+def test_training_starts_from_another_runs_weights(data_set, trained, tmp_path, monkeypatch):
+    begun = []
+
+    def stop_at_once(network, *args, **kwargs):
+        begun.append((network.get_weights(), kwargs))
+        return []
+
+    monkeypatch.setattr(fit, "fit", stop_at_once)
+    flags = ["--data", str(data_set), "--init", str(trained / "small"), "--batch-size", "2"]
+    assert train.main([*flags, "--output", str(tmp_path / "run")]) == 130
+    found, settings = begun[0]
+    for weight, expected in zip(found, weights(trained / "small"), strict=True):
+        assert np.array_equal(weight, expected)
+    assert settings["epochs"] == train.EPOCHS_INIT < train.EPOCHS
+    assert settings["learning_rate"] == train.LEARNING_RATE_INIT
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert record["flags"]["filters"] == [4, 8]
+
+
+def test_a_single_slice_can_be_trained_on_from_another_run(trained, tmp_path):
+    write_data_set(tmp_path / "one", count=1)
+    flags = ["--data", str(tmp_path / "one"), "--init", str(trained / "small"), "--epochs", "1"]
+    flags += ["--batch-size", "2", "--pixel-size", "6", "--output", str(tmp_path / "run")]
+    assert train.main(flags) == 2
+    assert train.main([*flags, "--val-slices", "none"]) == 0
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    before = json.loads((trained / "small/run.json").read_text())
+    assert record["threshold"] == before["threshold"] and record["pixel_size"] == 6
+    assert record["val_slices"] == [] and "validation" not in record
+    assert not (tmp_path / "run/validation.png").exists()
+
+
+def test_a_given_threshold_is_kept(data_set, tmp_path):
+    flags = ["--data", str(data_set), *SMALL, "--epochs", "1", "--threshold", "0.77"]
+    assert train.main([*flags, "--output", str(tmp_path / "run")]) == 0
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert record["threshold"] == record["threshold_without_tta"] == 0.77
+    assert "validation" in record
+
+
+def test_a_bare_model_cannot_be_started_from(data_set, trained, tmp_path, capsys):
+    flags = ["--data", str(data_set), "--init", str(trained / "small/model.keras")]
+    assert train.main(flags) == 2
+    assert "needs the folder of a finished run" in capsys.readouterr().err
 
 
 def test_resuming_a_finished_run_is_refused(trained, capsys):
@@ -223,6 +269,8 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     (["--filters", "16"], "two numbers or more"),
     (["--seed", "-1"], "whole number"),
     (["--resume", "x", "--epochs", "5"], "leave out --epochs"),
+    (["--init", "x", "--dilation", "1"], "leave out --dilation"),
+    (["--val-slices", "none"], "add --threshold"),
     (["--epoch", "5"], "unrecognized"),
 ])  # fmt: skip
 def test_impossible_flags_are_refused_in_one_line(flags, words, capsys):

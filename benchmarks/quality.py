@@ -1,0 +1,457 @@
+"""Cross-validates the recipes on ISBI-2012, writes the result tables, makes the shipped models.
+
+python benchmarks/quality.py               every measurement that is missing, then the tables
+python benchmarks/quality.py --only small  the trainings of one recipe only
+python benchmarks/quality.py --shifts      the trained blocks on altered slices: other microscopes
+python benchmarks/quality.py --tables      the tables only
+python benchmarks/quality.py --ship small  trains on all 25 slices, into outputs/pretrained
+python benchmarks/quality.py --smoke       all of it in a minute on drawn slices; keeps nothing
+
+Five contiguous blocks of slices are held out in turn, the slice on either side of a block is not
+used, the last epoch is taken. The scores of every held-out slice at every threshold are kept as one
+row of quality.jsonl per training; the threshold that a block is quoted at is chosen on the rows of
+the other four. An interrupted command goes on where it stopped.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+import doors  # noqa: E402 the repository's modules lie one folder up
+import train  # noqa: E402
+
+ROWS, SHIFTS = HERE / "quality.jsonl", HERE / "shifts.json"
+FILES = ("README.md", "benchmarks/quality.md", "outputs/*/MODEL_CARD.md")  # may have marked tables
+MARK, END = "<!-- table: {} -->", "<!-- end -->"
+SLICES, BLOCKS = 25, 5
+RECIPES = {  # flags of train.py
+    "small": [],
+    "large": ["--filters", "16", "32", "64", "128", "256", "--dilation", "1", "--epochs", "80"],
+}
+RECIPES["smoke"] = ["--filters", "4", "8", "--epochs", "1"]
+PLAN = [("small", (0, 1)), ("large", (0,))]  # recipe, seeds
+SHIPPED = {"small": "pretrained", "large": "large"}  # recipe: folder in outputs/
+METHODS = {  # of turning the network's output into masks: flips averaged? whole borders?
+    "flips averaged": (True, True),
+    "one pass": (False, True),
+    "flips averaged, plain threshold": (True, False),
+    "one pass, plain threshold": (False, False),
+}
+DEFAULT, QUICK = "flips averaged", "one pass"
+SCORES = ("v_rand", "v_info", "membrane_f1")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Returns the flags."""
+    parser = doors.Parser(prog="quality.py", description=__doc__)
+    add = parser.add_argument
+    add("--data", default="kaggle", help="as for train.py; default: %(default)s")
+    add("--only", choices=RECIPES, help="the trainings of this recipe only")
+    add("--shifts", action="store_true", help="score the small recipe's blocks on altered slices")
+    add("--tables", action="store_true", help="measure nothing, write the tables")
+    add("--ship", choices=SHIPPED, help="train this recipe on all slices, write the shipped run")
+    add("--smoke", action="store_true", help="a minute on drawn slices; keeps nothing")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit status."""
+    return doors.run(measure, parse_args(argv), "quality.py")
+
+
+def measure(args: argparse.Namespace) -> int:
+    """Does what the flags say."""
+    if args.tables:
+        write_tables(read_rows(ROWS))
+        return 0
+    doors.import_tensorflow_quietly()
+    import tensorflow as tf
+
+    import runs
+    from slices import write_json
+
+    tf.config.experimental.enable_op_determinism()
+    scratch = runs.OUTPUTS / "quality"
+    if args.smoke:
+        return smoke()
+    pairs = load_slices(args.data, SLICES)
+    if args.shifts:
+        write_json(SHIFTS, score_shifts(args.data, pairs, read_rows(ROWS), scratch))
+    elif args.ship:
+        ship(args.ship, pairs, read_rows(ROWS), scratch, runs.OUTPUTS / SHIPPED[args.ship])
+    else:
+        for recipe, seeds in PLAN:
+            if args.only in (None, recipe):
+                cross_validate(pairs, recipe, seeds, ROWS, scratch)
+    write_tables(read_rows(ROWS))
+    return 0
+
+
+def smoke() -> int:
+    """Runs everything on drawn slices with trainings of one epoch; returns the exit status."""
+    pairs = load_slices("synthetic", 15)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = Path(folder, "rows.jsonl")
+        cross_validate(pairs, "smoke", (0,), rows, Path(folder, "scratch"))
+        ship("smoke", pairs, read_rows(rows), Path(folder, "scratch"), Path(folder, "run"))
+        print(draw_recipes(read_rows(rows)), draw_blocks(read_rows(rows), "smoke"), sep="\n\n")
+        return 0 if (Path(folder, "run") / "model.keras").exists() else 1
+
+
+def load_slices(source: str, count: int):
+    """Returns the first `count` labelled slices of a data set."""
+    import data
+    import runs
+    from slices import UserError
+
+    pairs = data.load_pairs(data.find_data_set(source, runs.OUTPUTS / runs.DRAWN))
+    if len(pairs.names) < count:
+        raise UserError(f"{source}: {len(pairs.names)} labelled slices; expected {count} or more")
+    return pairs.take(range(count))
+
+
+def cross_validate(pairs, recipe: str, seeds: Sequence[int], rows: Path, scratch: Path) -> None:
+    """Trains and scores every block with every seed that has no row yet; appends the rows."""
+    done = {(row["recipe"], row["block"], row["seed"]) for row in read_rows(rows)}
+    for seed in seeds:
+        for block in range(BLOCKS):
+            if (recipe, block, seed) not in done:
+                row = score_block(pairs, recipe, block, seed, scratch)
+                with rows.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+
+
+def split_block(count: int, block: int) -> tuple[list[int], list[int]]:
+    """Returns the places of the slices to train on, and of the block that is held out."""
+    size = count // BLOCKS
+    first, last = block * size, (block + 1) * size - 1
+    return [i for i in range(count) if not first - 1 <= i <= last + 1], list(range(first, last + 1))
+
+
+def fit_network(pairs, recipe: str, seed: int, folder: Path):
+    """Trains by a recipe on all slices given, going on from the folder's checkpoint.
+
+    Returns:
+        The network, and train.py's flags with what else is known of the training.
+    """
+    import keras
+
+    import data
+    import fit
+    import unet
+
+    args = train.parse_args([*RECIPES[recipe], "--seed", str(seed)])
+    args.epochs = args.epochs or train.EPOCHS
+    args.learning_rate = args.learning_rate or train.LEARNING_RATE
+    keras.utils.set_random_seed(seed)
+    dtype, device = unet.choose_dtype()
+    network = unet.with_dtype(unet.build_unet(args.filters, args.dilation), dtype)
+    print(f"{folder.name}: {len(pairs.names)} slices, {args.epochs} epochs, {device}", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    history = fit.fit(
+        network,
+        data.TileSampler(pairs.images, pairs.labels, seed),
+        pairs.take([]),
+        folder,
+        epochs=args.epochs,
+        tiles_per_epoch=train.TILES_PER_EPOCH,
+        batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+    )
+    if len(history) < args.epochs:
+        raise KeyboardInterrupt
+    unet.with_dtype(network, "float32").save(folder / "model.keras")
+    about = {
+        "parameters": network.count_params(),
+        "epochs": args.epochs,
+        "minutes": round(sum(row["seconds"] for row in history) / 60, 1),
+        "device": device,
+    }
+    return network, args, about
+
+
+def score_block(pairs, recipe: str, block: int, seed: int, scratch: Path) -> dict:
+    """Trains without one block, and returns the block's scores at every threshold."""
+    import metrics
+    from inference import Predictor, to_mask
+
+    training, held_out = (pairs.take(part) for part in split_block(len(pairs.names), block))
+    network, _, about = fit_network(training, recipe, seed, scratch / f"{recipe}-{block}-{seed}")
+    scores, began = {}, time.monotonic()
+    for method, (tta, whole_borders) in METHODS.items():
+        predict = Predictor(network, tta)
+        maps = [predict(image) for image in held_out.images]
+        maskers = [partial(to_mask, one) if whole_borders else one.__gt__ for one in maps]
+        table = metrics.score_thresholds(held_out.labels, maskers)
+        scores[method] = [[[round(r[key], 4) for key in SCORES] for r in rows] for rows in table]
+    print(f"scored in {time.monotonic() - began:.0f} s", flush=True)
+    return {
+        "recipe": recipe,
+        "block": block,
+        "seed": seed,
+        **about,
+        "slices": held_out.names,
+        "thresholds": metrics.THRESHOLDS,
+        "scores": scores,
+    }
+
+
+def ship(recipe: str, pairs, rows: list[dict], scratch: Path, target: Path) -> None:
+    """Trains on all slices and writes model and run.json, with the cross-validated thresholds."""
+    import runs
+    from slices import DEVIATION, MEAN, UserError, whole_file, write_json
+
+    own = [row for row in rows if row["recipe"] == recipe]
+    if not own:
+        raise UserError(f"{ROWS}: has no {recipe} row to choose the threshold on; train them first")
+    results = {method: summarise(own, method) for method in (DEFAULT, QUICK)}
+    started = runs.now()
+    _, args, about = fit_network(pairs, recipe, 0, scratch / f"{recipe}-all")
+    with whole_file(target / "model.keras") as part:
+        part.write_bytes((scratch / f"{recipe}-all" / "model.keras").read_bytes())
+    record = {
+        "format": runs.FORMAT,
+        "finished": True,
+        "started": started,
+        "ended": runs.now(),
+        "synthetic": False,
+        "flags": vars(args),  # of which --data is "kaggle": no path of this machine
+        "pixel_size": 4.0,
+        "train_slices": pairs.names,
+        "val_slices": [],
+        **about,
+        **train.describe_versions(),
+        "tta": True,
+        "threshold": results[DEFAULT]["threshold"],
+        "threshold_without_tta": results[QUICK]["threshold"],
+        "scaling": {"mean": MEAN, "deviation": DEVIATION},
+        "cross_validation": {
+            method: {
+                "trainings": len(own),
+                "v_rand": result["fixed"][0][0],
+                "v_info": result["fixed"][1][0],
+            }
+            for method, result in results.items()
+            if result["fixed"]
+        },
+    }
+    write_json(target / "run.json", record)
+
+
+def score_shifts(source: str, pairs, rows: list[dict], scratch: Path) -> dict:
+    """Scores every block of the small recipe, seed 0, at its fixed threshold, on altered slices.
+
+    Returns:
+        Of each alteration, the mean V_rand and V_info over all slices.
+    """
+    import numpy as np
+    from scipy import ndimage
+
+    import data
+    import metrics
+    import runs
+    import slices
+    import unet
+    from inference import Predictor, load_network, to_mask
+
+    def clip(image):
+        return np.clip(np.round(image), 0, 255).astype(np.uint8)
+
+    def zoom(factor):
+        return lambda x: clip(slices.resize(x, tuple(round(side * factor) for side in x.shape)))
+
+    random = np.random.default_rng(0)
+    alterations = {  # of 8-bit slices; and the scale to predict at
+        "none": (lambda x: x, 1),
+        "brightness - 20 %": (lambda x: clip(x - 51.0), 1),
+        "brightness + 20 %": (lambda x: clip(x + 51.0), 1),
+        "contrast - 20 %": (lambda x: clip((x - x.mean()) * 0.8 + x.mean()), 1),
+        "contrast + 20 %": (lambda x: clip((x - x.mean()) * 1.2 + x.mean()), 1),
+        "gamma 0.7": (lambda x: clip(255 * (x / 255) ** 0.7), 1),
+        "gamma 1.4": (lambda x: clip(255 * (x / 255) ** 1.4), 1),
+        "blur, σ 1 px": (lambda x: clip(ndimage.gaussian_filter(x.astype(float), 1)), 1),
+        "noise, σ 10 %": (lambda x: clip(x + random.normal(0, 25.5, x.shape)), 1),
+        "5 nm pixels": (zoom(0.8), 1),
+        "5 nm pixels, --pixel-size 5": (zoom(0.8), 1.25),
+        "3.2 nm pixels": (zoom(1.25), 1),
+        "3.2 nm pixels, --pixel-size 3.2": (zoom(1.25), 0.8),
+    }
+    images = dict(slices.read_named(data.find_data_set(source, runs.OUTPUTS / runs.DRAWN).images))
+    own = [row for row in rows if row["recipe"] == "small" and row["seed"] == 0]
+    thresholds = summarise(own, DEFAULT)["blocks"]
+    scores = {name: [] for name in alterations}
+    for row in own:
+        folder = scratch / f"small-{row['block']}-0"
+        network = load_network(folder / "model.keras")
+        predict = Predictor(unet.with_dtype(network, unet.choose_dtype()[0]), tta=True)
+        for slice_name in row["slices"]:
+            label = pairs.labels[pairs.names.index(slice_name)]
+            for name, (alter, scale) in alterations.items():
+                image = slices.normalise(alter(images[slice_name]))
+                mask = to_mask(predict(image, scale), thresholds[0, row["block"]][0])
+                truth = label if mask.shape == label.shape else resize_label(label, mask.shape)
+                scores[name].append(metrics.score_segmentation(truth, mask))
+    means = {name: metrics.mean_scores(one) for name, one in scores.items()}
+    return {name: [round(one[key], 4) for key in SCORES[:2]] for name, one in means.items()}
+
+
+def resize_label(label, shape: tuple[int, int]):
+    """Returns a label at another size whose cells stay apart."""
+    import numpy as np
+    from skimage.measure import label as connected_components
+
+    rows, cols = (
+        np.minimum(((np.arange(new) + 0.5) * old / new).astype(int), old - 1)
+        for new, old in zip(shape, label.shape, strict=True)
+    )
+    cells = connected_components(label, connectivity=1)[np.ix_(rows, cols)]
+    resized = cells > 0
+    resized[1:] &= (cells[1:] == cells[:-1]) | (cells[:-1] == 0)
+    resized[:, 1:] &= (cells[:, 1:] == cells[:, :-1]) | (cells[:, :-1] == 0)
+    return resized
+
+
+def read_rows(path: Path) -> list[dict]:
+    """Returns the rows of a file, none without it."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def summarise(rows: list[dict], method: str) -> dict:
+    """Returns mean and deviation over the trainings of one recipe, at thresholds chosen elsewhere.
+
+    Args:
+        rows: of one recipe.
+        method: one of `METHODS`.
+
+    Returns:
+        fixed: per score, (mean, standard deviation) over blocks and seeds, each block at the
+            threshold chosen on the other blocks of its seed; None with fewer than two blocks.
+        best: V_rand and V_info at the threshold that is best for each over all.
+        shifted: the mean (V_rand, V_info) at the chosen threshold - 0.05 and + 0.05, interpolated.
+        threshold: the one chosen on all rows.
+        blocks: per training, its scores at its fixed threshold.
+    """
+    import numpy as np
+
+    import metrics
+
+    thresholds = np.array(rows[0]["thresholds"])
+    table = {
+        (row["seed"], row["block"]): np.array(row["scores"][method]) for row in rows
+    }  # (slices, thresholds, scores) each
+
+    def choose(parts):
+        named = [[dict(zip(SCORES, one, strict=True)) for one in rows] for p in parts for rows in p]
+        return metrics.choose_threshold(named)
+
+    blocks = {}
+    for seed, block in table:
+        others = [t for (s, b), t in table.items() if s == seed and b != block]
+        if others:
+            place = choose(others)
+            blocks[seed, block] = (thresholds[place], table[seed, block][:, place].mean(0))
+    means = np.concatenate(list(table.values())).mean(0)
+    chosen = float(thresholds[choose(table.values())])
+    shifted = [
+        [float(np.interp(chosen + step, thresholds, means[:, k])) for k in (0, 1)]
+        for step in (-0.05, 0.05)
+    ]
+    fixed = np.array([scores for _, scores in blocks.values()])
+    return {
+        "fixed": list(zip(fixed.mean(0), fixed.std(0), strict=True)) if blocks else None,
+        "best": means.max(0)[:2],
+        "shifted": shifted,
+        "threshold": chosen,
+        "blocks": blocks,
+    }
+
+
+def draw_recipes(rows: list[dict]) -> str:
+    """Returns the table of recipes in Markdown."""
+    lines = [
+        "| recipe | parameters | masks from | trainings | V_rand, fixed | V_info, fixed | best "
+        "| at ± 0.05 | membrane F1 | threshold | training |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for recipe in dict.fromkeys(row["recipe"] for row in rows):
+        own = [row for row in rows if row["recipe"] == recipe]
+        minutes = sum(row["minutes"] for row in own) / len(own)
+        for method in METHODS:
+            result = summarise(own, method)
+            if not result["fixed"]:
+                continue
+            v_rand, v_info, f1 = (f"{mean:.4f} ± {sd:.4f}" for mean, sd in result["fixed"])
+            best = " / ".join(f"{score:.4f}" for score in result["best"])
+            shifted = ", ".join(f"{r:.3f} / {i:.3f}" for r, i in result["shifted"])
+            lines.append(
+                f"| {recipe} | {own[0]['parameters']:,} | {method} | {len(own)} | {v_rand} "
+                f"| {v_info} | {best} | {shifted} | {f1.split()[0]} | {result['threshold']:g} "
+                f"| {own[0]['epochs']} epochs, {minutes:.0f} min |"
+            )
+    return "\n".join(lines)
+
+
+def draw_blocks(rows: list[dict], recipe: str) -> str:
+    """Returns the table of one recipe's held-out blocks in Markdown."""
+    own = [row for row in rows if row["recipe"] == recipe]
+    lines = [
+        "| held out | seed | threshold from the others | V_rand | V_info | membrane F1 |",
+        "|---|---|---|---|---|---|",
+    ]
+    blocks = summarise(own, DEFAULT)["blocks"] if own else {}
+    for row in own:
+        if (row["seed"], row["block"]) in blocks:
+            threshold, scores = blocks[row["seed"], row["block"]]
+            cells = " | ".join(f"{score:.4f}" for score in scores)
+            held = f"{row['slices'][0]} to {row['slices'][-1]}"
+            lines.append(f"| {held} | {row['seed']} | {threshold:g} | {cells} |")
+    return "\n".join(lines)
+
+
+def draw_shifts(scores: dict[str, list[float]]) -> str:
+    """Returns the table of altered slices in Markdown."""
+    lines = ["| slices altered by | V_rand | V_info |", "|---|---|---|"]
+    lines += [
+        f"| {name} | {v_rand:.4f} | {v_info:.4f} |" for name, (v_rand, v_info) in scores.items()
+    ]
+    return "\n".join(lines)
+
+
+def draw_tables(rows: list[dict]) -> dict[str, str]:
+    """Returns every table by its name."""
+    tables = {"recipes": draw_recipes(rows)}
+    if SHIFTS.exists():
+        tables["shifts"] = draw_shifts(json.loads(SHIFTS.read_text(encoding="utf-8")))
+    return tables | {f"blocks {recipe}": draw_blocks(rows, recipe) for recipe in RECIPES}
+
+
+def list_documents() -> list[Path]:
+    """Returns the files that may have marked tables."""
+    return sorted(path for pattern in FILES for path in HERE.parent.glob(pattern))
+
+
+def write_tables(rows: list[dict]) -> None:
+    """Writes each table between its marks, in every file that has them."""
+    for path in list_documents():
+        text = path.read_text(encoding="utf-8")
+        for name, table in draw_tables(rows).items():
+            begin = MARK.format(name)
+            if begin in text:
+                before, rest = text.split(begin)
+                text = f"{before}{begin}\n\n{table}\n\n{END}{rest.split(END, 1)[1]}"
+        path.write_text(text, encoding="utf-8")
+    print(draw_recipes(rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
