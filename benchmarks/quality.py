@@ -2,7 +2,6 @@
 
 python benchmarks/quality.py               every measurement that is missing, then the tables
 python benchmarks/quality.py --only small  the trainings of one recipe only
-python benchmarks/quality.py --shifts      the trained blocks on altered slices: other microscopes
 python benchmarks/quality.py --tables      the tables only
 python benchmarks/quality.py --ship small  trains on all 25 slices, into outputs/pretrained
 python benchmarks/quality.py --smoke       all of it in a minute on drawn slices; keeps nothing
@@ -28,7 +27,7 @@ sys.path.insert(0, str(HERE.parent))
 import doors  # noqa: E402 the repository's modules lie one folder up
 import train  # noqa: E402
 
-ROWS, SHIFTS = HERE / "quality.jsonl", HERE / "shifts.json"
+ROWS = HERE / "quality.jsonl"
 FILES = ("README.md", "benchmarks/quality.md", "outputs/*/MODEL_CARD.md")  # may have marked tables
 MARK, END = "<!-- table: {} -->", "<!-- end -->"
 SLICES, BLOCKS = 25, 5
@@ -55,7 +54,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--data", default="kaggle", help="as for train.py; default: %(default)s")
     add("--only", choices=RECIPES, help="the trainings of this recipe only")
-    add("--shifts", action="store_true", help="score the small recipe's blocks on altered slices")
     add("--tables", action="store_true", help="measure nothing, write the tables")
     add("--ship", choices=SHIPPED, help="train this recipe on all slices, write the shipped run")
     add("--smoke", action="store_true", help="a minute on drawn slices; keeps nothing")
@@ -70,28 +68,25 @@ def main(argv: list[str] | None = None) -> int:
 def measure(args: argparse.Namespace) -> int:
     """Does what the flags say."""
     if args.tables:
-        write_tables(read_rows(ROWS))
+        write_tables(draw_tables(read_rows(ROWS)))
         return 0
     doors.import_tensorflow_quietly()
     import tensorflow as tf
 
     import runs
-    from slices import write_json
 
     tf.config.experimental.enable_op_determinism()
     scratch = runs.OUTPUTS / "quality"
     if args.smoke:
         return smoke()
     pairs = load_slices(args.data, SLICES)
-    if args.shifts:
-        write_json(SHIFTS, score_shifts(args.data, pairs, read_rows(ROWS), scratch))
-    elif args.ship:
+    if args.ship:
         ship(args.ship, pairs, read_rows(ROWS), scratch, runs.OUTPUTS / SHIPPED[args.ship])
     else:
         for recipe, seeds in PLAN:
             if args.only in (None, recipe):
                 cross_validate(pairs, recipe, seeds, ROWS, scratch)
-    write_tables(read_rows(ROWS))
+    write_tables(draw_tables(read_rows(ROWS)))
     return 0
 
 
@@ -136,8 +131,15 @@ def split_block(count: int, block: int) -> tuple[list[int], list[int]]:
     return [i for i in range(count) if not first - 1 <= i <= last + 1], list(range(first, last + 1))
 
 
-def fit_network(pairs, recipe: str, seed: int, folder: Path):
-    """Trains by a recipe on all slices given, going on from the folder's checkpoint.
+def fit_network(pairs, flags: Sequence[str], seed: int, folder: Path, initial=None):
+    """Trains on all slices given, going on from the folder's checkpoint.
+
+    Args:
+        pairs: the slices.
+        flags: of train.py.
+        seed: of all random choices.
+        folder: gets the checkpoint and the network.
+        initial: a network to start from, as train.py --init does; None for a new one.
 
     Returns:
         The network, and train.py's flags with what else is known of the training.
@@ -148,12 +150,13 @@ def fit_network(pairs, recipe: str, seed: int, folder: Path):
     import fit
     import unet
 
-    args = train.parse_args([*RECIPES[recipe], "--seed", str(seed)])
-    args.epochs = args.epochs or train.EPOCHS
-    args.learning_rate = args.learning_rate or train.LEARNING_RATE
+    args = train.parse_args([*flags, "--seed", str(seed)])
+    args.epochs = args.epochs or (train.EPOCHS_INIT if initial else train.EPOCHS)
+    default_rate = train.LEARNING_RATE_INIT if initial else train.LEARNING_RATE
+    args.learning_rate = args.learning_rate or default_rate
     keras.utils.set_random_seed(seed)
     dtype, device = unet.choose_dtype()
-    network = unet.with_dtype(unet.build_unet(args.filters, args.dilation), dtype)
+    network = unet.with_dtype(initial or unet.build_unet(args.filters, args.dilation), dtype)
     print(f"{folder.name}: {len(pairs.names)} slices, {args.epochs} epochs, {device}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     history = fit.fit(
@@ -184,7 +187,8 @@ def score_block(pairs, recipe: str, block: int, seed: int, scratch: Path) -> dic
     from inference import Predictor, to_mask
 
     training, held_out = (pairs.take(part) for part in split_block(len(pairs.names), block))
-    network, _, about = fit_network(training, recipe, seed, scratch / f"{recipe}-{block}-{seed}")
+    folder = scratch / f"{recipe}-{block}-{seed}"
+    network, _, about = fit_network(training, RECIPES[recipe], seed, folder)
     scores, began = {}, time.monotonic()
     for method, (tta, whole_borders) in METHODS.items():
         predict = Predictor(network, tta)
@@ -214,7 +218,7 @@ def ship(recipe: str, pairs, rows: list[dict], scratch: Path, target: Path) -> N
         raise UserError(f"{ROWS}: has no {recipe} row to choose the threshold on; train them first")
     results = {method: summarise(own, method) for method in (DEFAULT, QUICK)}
     started = runs.now()
-    _, args, about = fit_network(pairs, recipe, 0, scratch / f"{recipe}-all")
+    _, args, about = fit_network(pairs, RECIPES[recipe], 0, scratch / f"{recipe}-all")
     with whole_file(target / "model.keras") as part:
         part.write_bytes((scratch / f"{recipe}-all" / "model.keras").read_bytes())
     record = {
@@ -244,79 +248,6 @@ def ship(recipe: str, pairs, rows: list[dict], scratch: Path, target: Path) -> N
         },
     }
     write_json(target / "run.json", record)
-
-
-def score_shifts(source: str, pairs, rows: list[dict], scratch: Path) -> dict:
-    """Scores every block of the small recipe, seed 0, at its fixed threshold, on altered slices.
-
-    Returns:
-        Of each alteration, the mean V_rand and V_info over all slices.
-    """
-    import numpy as np
-    from scipy import ndimage
-
-    import data
-    import metrics
-    import runs
-    import slices
-    import unet
-    from inference import Predictor, load_network, to_mask
-
-    def clip(image):
-        return np.clip(np.round(image), 0, 255).astype(np.uint8)
-
-    def zoom(factor):
-        return lambda x: clip(slices.resize(x, tuple(round(side * factor) for side in x.shape)))
-
-    random = np.random.default_rng(0)
-    alterations = {  # of 8-bit slices; and the scale to predict at
-        "none": (lambda x: x, 1),
-        "brightness - 20 %": (lambda x: clip(x - 51.0), 1),
-        "brightness + 20 %": (lambda x: clip(x + 51.0), 1),
-        "contrast - 20 %": (lambda x: clip((x - x.mean()) * 0.8 + x.mean()), 1),
-        "contrast + 20 %": (lambda x: clip((x - x.mean()) * 1.2 + x.mean()), 1),
-        "gamma 0.7": (lambda x: clip(255 * (x / 255) ** 0.7), 1),
-        "gamma 1.4": (lambda x: clip(255 * (x / 255) ** 1.4), 1),
-        "blur, σ 1 px": (lambda x: clip(ndimage.gaussian_filter(x.astype(float), 1)), 1),
-        "noise, σ 10 %": (lambda x: clip(x + random.normal(0, 25.5, x.shape)), 1),
-        "5 nm pixels": (zoom(0.8), 1),
-        "5 nm pixels, --pixel-size 5": (zoom(0.8), 1.25),
-        "3.2 nm pixels": (zoom(1.25), 1),
-        "3.2 nm pixels, --pixel-size 3.2": (zoom(1.25), 0.8),
-    }
-    images = dict(slices.read_named(data.find_data_set(source, runs.OUTPUTS / runs.DRAWN).images))
-    own = [row for row in rows if row["recipe"] == "small" and row["seed"] == 0]
-    thresholds = summarise(own, DEFAULT)["blocks"]
-    scores = {name: [] for name in alterations}
-    for row in own:
-        folder = scratch / f"small-{row['block']}-0"
-        network = load_network(folder / "model.keras")
-        predict = Predictor(unet.with_dtype(network, unet.choose_dtype()[0]), tta=True)
-        for slice_name in row["slices"]:
-            label = pairs.labels[pairs.names.index(slice_name)]
-            for name, (alter, scale) in alterations.items():
-                image = slices.normalise(alter(images[slice_name]))
-                mask = to_mask(predict(image, scale), thresholds[0, row["block"]][0])
-                truth = label if mask.shape == label.shape else resize_label(label, mask.shape)
-                scores[name].append(metrics.score_segmentation(truth, mask))
-    means = {name: metrics.mean_scores(one) for name, one in scores.items()}
-    return {name: [round(one[key], 4) for key in SCORES[:2]] for name, one in means.items()}
-
-
-def resize_label(label, shape: tuple[int, int]):
-    """Returns a label at another size whose cells stay apart."""
-    import numpy as np
-    from skimage.measure import label as connected_components
-
-    rows, cols = (
-        np.minimum(((np.arange(new) + 0.5) * old / new).astype(int), old - 1)
-        for new, old in zip(shape, label.shape, strict=True)
-    )
-    cells = connected_components(label, connectivity=1)[np.ix_(rows, cols)]
-    resized = cells > 0
-    resized[1:] &= (cells[1:] == cells[:-1]) | (cells[:-1] == 0)
-    resized[:, 1:] &= (cells[:, 1:] == cells[:, :-1]) | (cells[:, :-1] == 0)
-    return resized
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -418,20 +349,9 @@ def draw_blocks(rows: list[dict], recipe: str) -> str:
     return "\n".join(lines)
 
 
-def draw_shifts(scores: dict[str, list[float]]) -> str:
-    """Returns the table of altered slices in Markdown."""
-    lines = ["| slices altered by | V_rand | V_info |", "|---|---|---|"]
-    lines += [
-        f"| {name} | {v_rand:.4f} | {v_info:.4f} |" for name, (v_rand, v_info) in scores.items()
-    ]
-    return "\n".join(lines)
-
-
 def draw_tables(rows: list[dict]) -> dict[str, str]:
     """Returns every table by its name."""
     tables = {"recipes": draw_recipes(rows)}
-    if SHIFTS.exists():
-        tables["shifts"] = draw_shifts(json.loads(SHIFTS.read_text(encoding="utf-8")))
     return tables | {f"blocks {recipe}": draw_blocks(rows, recipe) for recipe in RECIPES}
 
 
@@ -440,17 +360,17 @@ def list_documents() -> list[Path]:
     return sorted(path for pattern in FILES for path in HERE.parent.glob(pattern))
 
 
-def write_tables(rows: list[dict]) -> None:
+def write_tables(tables: dict[str, str]) -> None:
     """Writes each table between its marks, in every file that has them."""
     for path in list_documents():
         text = path.read_text(encoding="utf-8")
-        for name, table in draw_tables(rows).items():
+        for name, table in tables.items():
             begin = MARK.format(name)
             if begin in text:
                 before, rest = text.split(begin)
                 text = f"{before}{begin}\n\n{table}\n\n{END}{rest.split(END, 1)[1]}"
         path.write_text(text, encoding="utf-8")
-    print(draw_recipes(rows))
+    print(*tables.values(), sep="\n\n")
 
 
 if __name__ == "__main__":

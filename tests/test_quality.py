@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from skimage.measure import label as connected_components
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import quality
+import transfer
 
 
 def make_row(block, peak, seed=0):
@@ -63,7 +65,7 @@ def test_trainings_that_have_a_row_are_not_repeated(tmp_path, monkeypatch):
 
 
 def test_every_marked_table_is_what_the_rows_say():
-    tables = quality.draw_tables(quality.read_rows(quality.ROWS))
+    tables = quality.draw_tables(quality.read_rows(quality.ROWS)) | transfer.draw_tables()
     found = []
     for path in quality.list_documents():
         text = path.read_text(encoding="utf-8")
@@ -79,3 +81,12 @@ def test_rows_are_of_slices_that_may_be_used():
     for row in quality.read_rows(quality.ROWS):
         assert all(1 <= int(name[-4:]) <= 25 for name in row["slices"])
         assert json.dumps(row).count("/") == 0  # no path of a machine
+
+
+def test_a_resized_label_keeps_its_cells_apart():
+    label = np.ones((20, 30), bool)
+    label[:, 9] = label[13] = False
+    for shape in ((10, 15), (16, 24), (25, 37), (7, 9)):
+        resized = transfer.resize_label(label, shape)
+        assert resized.shape == shape
+        assert connected_components(resized, connectivity=1).max() == 4
