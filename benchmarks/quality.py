@@ -33,7 +33,20 @@ MARK, END = "<!-- table: {} -->", "<!-- end -->"
 SLICES, BLOCKS = 25, 5
 RECIPES = {  # flags of train.py
     "small": [],
-    "large": ["--filters", "16", "32", "64", "128", "256", "--dilation", "1", "--epochs", "80"],
+    "large": [
+        "--filters",
+        "16",
+        "32",
+        "64",
+        "128",
+        "256",
+        "--dilation",
+        "1",
+        "--learning-rate",
+        "0.003",
+        "--epochs",
+        "60",
+    ],
 }
 RECIPES["smoke"] = ["--filters", "4", "8", "--epochs", "1"]
 PLAN = [("small", (0, 1)), ("large", (0,))]  # recipe, seeds
