@@ -21,6 +21,7 @@ import doors
 EPOCHS, EPOCHS_SYNTHETIC, EPOCHS_INIT = 120, 30, 30
 LEARNING_RATE, LEARNING_RATE_INIT = 1e-2, 3e-3
 TILES_PER_EPOCH = 96
+LEARNT = 0.1  # membrane IoU on the training tiles; one below is a failed training
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -240,6 +241,11 @@ def _finish(folder: Path, record: dict, network, held_out, history: list[dict]) 
     if threshold := record["flags"]["threshold"]:
         record |= {"threshold": threshold, "threshold_without_tta": threshold}
     write_json(folder / "run.json", record)
+    if history[-1]["membrane_iou"] < LEARNT:
+        print(
+            "Note: it finds hardly any membrane, even on its own tiles; train longer, or with a "
+            "third of the --learning-rate"
+        )
     print(f"Threshold on P(interior): {record['threshold']:g}")
     looks = (
         f"{runs.shown(folder / 'validation.png')}, curves.png" if held_out.names else "curves.png"

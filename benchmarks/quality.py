@@ -31,24 +31,12 @@ ROWS = HERE / "quality.jsonl"
 FILES = ("README.md", "benchmarks/quality.md", "outputs/*/MODEL_CARD.md")  # may have marked tables
 MARK, END = "<!-- table: {} -->", "<!-- end -->"
 SLICES, BLOCKS = 25, 5
+LARGE = "--filters 16 32 64 128 256 --dilation 1 --learning-rate 0.003 --epochs 60"
 RECIPES = {  # flags of train.py
     "small": [],
-    "large": [
-        "--filters",
-        "16",
-        "32",
-        "64",
-        "128",
-        "256",
-        "--dilation",
-        "1",
-        "--learning-rate",
-        "0.003",
-        "--epochs",
-        "60",
-    ],
+    "large": LARGE.split(),
+    "smoke": ["--filters", "4", "8", "--epochs", "1"],
 }
-RECIPES["smoke"] = ["--filters", "4", "8", "--epochs", "1"]
 PLAN = [("small", (0, 1)), ("large", (0,))]  # recipe, seeds
 SHIPPED = {"small": "pretrained", "large": "large"}  # recipe: folder in outputs/
 METHODS = {  # of turning the network's output into masks: flips averaged? whole borders?

@@ -239,6 +239,15 @@ def test_a_given_threshold_is_kept(data_set, tmp_path):
     assert "validation" in record
 
 
+def test_a_training_that_finds_no_membrane_says_so(data_set, tmp_path, monkeypatch, capsys):
+    flags = ["--data", str(data_set), *SMALL, "--epochs", "1"]
+    assert train.main([*flags, "--output", str(tmp_path / "a")]) == 0
+    assert "hardly any membrane" in capsys.readouterr().out
+    monkeypatch.setattr(train, "LEARNT", 0)
+    assert train.main([*flags, "--output", str(tmp_path / "b")]) == 0
+    assert "hardly any membrane" not in capsys.readouterr().out
+
+
 def test_a_bare_model_cannot_be_started_from(data_set, trained, tmp_path, capsys):
     flags = ["--data", str(data_set), "--init", str(trained / "small/model.keras")]
     assert train.main(flags) == 2
