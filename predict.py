@@ -144,10 +144,8 @@ def _predict_files(
             try:
                 if known:
                     masks = list(slices.read_pages(folder / target))
-                size, own = (
-                    about["pixel_size"] or slices.read_pixel_size(file),
-                    record.get("pixel_size"),
-                )
+                size = about["pixel_size"] or slices.read_pixel_size(file)
+                own = record.get("pixel_size")
                 scale = size / own if size and own else 1.0
                 if abs(scale - 1) <= SAME_SIZE:
                     scale = 1.0

@@ -30,8 +30,7 @@ PHOTOMETRICS = {
     tifffile.PHOTOMETRIC[name] for name in ("MINISBLACK", "MINISWHITE", "RGB", "PALETTE")
 }
 NANOMETRES = {  # per unit of length, as ImageJ, OME and TIFF's tags name it
-    **{"nm": 1.0, "å": 0.1, "angstrom": 0.1, "mm": 1e6, "cm": 1e7},
-    **{"inch": 2.54e7},
+    **{"nm": 1.0, "å": 0.1, "angstrom": 0.1, "mm": 1e6, "cm": 1e7, "inch": 2.54e7},
     **dict.fromkeys(("µm", "μm", "um", "\\u00b5m", "micron", "microns", "micrometer"), 1e3),
 }
 UNITS = {2: "inch", 3: "cm"}  # by the number in TIFF's tag ResolutionUnit

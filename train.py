@@ -143,13 +143,9 @@ def train(args: argparse.Namespace) -> int:
     )
 
     if record is None:
-        if initial:
-            args.epochs = args.epochs or EPOCHS_INIT
-            args.learning_rate = args.learning_rate or LEARNING_RATE_INIT
-            if not (held_out.names or args.threshold):
-                args.threshold = initial_record["threshold"]
-        args.epochs = args.epochs or (EPOCHS_SYNTHETIC if data_set.is_synthetic else EPOCHS)
-        args.learning_rate = args.learning_rate or LEARNING_RATE
+        if initial and not (held_out.names or args.threshold):
+            args.threshold = initial_record["threshold"]
+        settle_schedule(args, initial is not None, data_set.is_synthetic)
         args.pixel_size = args.pixel_size or data_set.pixel_size()
         folder = runs.make_folder(args.output, runs.OUTPUTS / f"{datetime.now():%Y%m%d-%H%M%S}")
         record = {
@@ -196,6 +192,14 @@ def train(args: argparse.Namespace) -> int:
         return 130
     (folder / fit.CHECKPOINT).unlink(missing_ok=True)
     return 0
+
+
+def settle_schedule(args: argparse.Namespace, starts_from_run: bool, synthetic: bool) -> None:
+    """Fills in the flags whose defaults depend on where a training starts and on its data."""
+    epochs = EPOCHS_INIT if starts_from_run else EPOCHS_SYNTHETIC if synthetic else EPOCHS
+    args.epochs = args.epochs or epochs
+    rate = LEARNING_RATE_INIT if starts_from_run else LEARNING_RATE
+    args.learning_rate = args.learning_rate or rate
 
 
 def describe_versions() -> dict[str, str | None]:

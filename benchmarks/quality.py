@@ -152,9 +152,7 @@ def fit_network(pairs, flags: Sequence[str], seed: int, folder: Path, initial=No
     import unet
 
     args = train.parse_args([*flags, "--seed", str(seed)])
-    args.epochs = args.epochs or (train.EPOCHS_INIT if initial else train.EPOCHS)
-    default_rate = train.LEARNING_RATE_INIT if initial else train.LEARNING_RATE
-    args.learning_rate = args.learning_rate or default_rate
+    train.settle_schedule(args, initial is not None, synthetic=False)
     keras.utils.set_random_seed(seed)
     dtype, device = unet.choose_dtype()
     network = unet.with_dtype(initial or unet.build_unet(args.filters, args.dilation), dtype)
@@ -191,10 +189,10 @@ def score_block(pairs, recipe: str, block: int, seed: int, scratch: Path) -> dic
     folder = scratch / f"{recipe}-{block}-{seed}"
     network, _, about = fit_network(training, RECIPES[recipe], seed, folder)
     scores, began = {}, time.monotonic()
+    predictors = {tta: Predictor(network, tta) for tta in (False, True)}
+    maps = {tta: [predict(one) for one in held_out.images] for tta, predict in predictors.items()}
     for method, (tta, whole_borders) in METHODS.items():
-        predict = Predictor(network, tta)
-        maps = [predict(image) for image in held_out.images]
-        maskers = [partial(to_mask, one) if whole_borders else one.__gt__ for one in maps]
+        maskers = [partial(to_mask, one) if whole_borders else one.__gt__ for one in maps[tta]]
         table = metrics.score_thresholds(held_out.labels, maskers)
         scores[method] = [[[round(r[key], 4) for key in SCORES] for r in rows] for rows in table]
     print(f"scored in {time.monotonic() - began:.0f} s", flush=True)
@@ -211,6 +209,7 @@ def score_block(pairs, recipe: str, block: int, seed: int, scratch: Path) -> dic
 
 def ship(recipe: str, pairs, rows: list[dict], scratch: Path, target: Path) -> None:
     """Trains on all slices and writes model and run.json, with the cross-validated thresholds."""
+    import data
     import runs
     from slices import DEVIATION, MEAN, UserError, whole_file, write_json
 
@@ -229,7 +228,7 @@ def ship(recipe: str, pairs, rows: list[dict], scratch: Path, target: Path) -> N
         "ended": runs.now(),
         "synthetic": False,
         "flags": vars(args),  # of which --data is "kaggle": no path of this machine
-        "pixel_size": 4.0,
+        "pixel_size": data.PIXEL_SIZE,
         "train_slices": pairs.names,
         "val_slices": [],
         **about,
