@@ -31,6 +31,7 @@ def evaluate(args: argparse.Namespace) -> int:
     """Pairs, scores and prints; returns the exit status."""
     import numpy as np
 
+    import grey
     import metrics
     import slices
 
@@ -54,7 +55,7 @@ def evaluate(args: argparse.Namespace) -> int:
                 f"{name}: prediction {image.shape[:2]}, label {truth[name].shape[:2]} (height, "
                 "width); both must have the same size"
             )
-    labels = [slices.to_interior(truth[name], f"label {name}") for name in predictions]
+    labels = [grey.to_interior(truth[name], f"label {name}") for name in predictions]
 
     is_map = any(len(np.unique(image)) > 2 for image in predictions.values())
     if is_map and args.threshold is None:
@@ -63,9 +64,9 @@ def evaluate(args: argparse.Namespace) -> int:
         raise slices.UserError(f"{args.predictions}: masks already; leave out --threshold")
     summary = {"threshold": args.threshold}
     if args.threshold is None:
-        masks = [slices.to_interior(image, f"mask {name}") for name, image in predictions.items()]
+        masks = [grey.to_interior(image, f"mask {name}") for name, image in predictions.items()]
     else:
-        maps = [slices.to_probability(image, name) for name, image in predictions.items()]
+        maps = [grey.to_probability(image, name) for name, image in predictions.items()]
         masks = [probability > args.threshold for probability in maps]
         candidates = sorted({*metrics.THRESHOLDS, args.threshold})
         best = metrics.calibrate(labels, [one.__gt__ for one in maps], candidates)["best"]

@@ -19,10 +19,11 @@ import numpy as np
 import tensorflow as tf
 
 import metrics
-from data import Pairs, TileSampler
+from data import Pairs
 from inference import Predictor, to_mask
 from muon import Muon
 from slices import UserError, whole_file
+from tiles import TileSampler
 
 CHECKPOINT = "checkpoint.npz"  # in the folder of an unfinished run
 COLUMNS = ("epoch", "loss", "membrane_iou", "learning_rate", "seconds")

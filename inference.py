@@ -16,7 +16,8 @@ from scipy import ndimage, sparse, special
 from skimage.measure import label as connected_components
 from skimage.segmentation import watershed
 
-from slices import UserError, first_line, resize
+from grey import resize
+from slices import UserError, first_line
 from unet import stride_and_radius
 
 TILE = 1024  # px; slices up to this size are one tile
@@ -154,7 +155,7 @@ class Predictor:
         """Returns P(interior).
 
         Args:
-            image: float32 (height, width) as `slices.normalise` gives; any size from 1x1.
+            image: float32 (height, width) as `grey.normalise` gives; any size from 1x1.
             scale: what to multiply its sides by, for the network to see it at the pixel size it
                 knows.
 

@@ -115,6 +115,7 @@ def _predict_files(
     import numpy as np
     from tqdm import tqdm
 
+    import grey
     import slices
     from figures import make_thumbnail
     from inference import to_mask
@@ -162,19 +163,21 @@ def _predict_files(
                         )
                     if image.ndim == 3:
                         note("colour", f"{names[page]} is in colour; its luminance is used")
-                    grey = slices.normalise(image, **record.get("scaling", {}))
+                    normal = grey.normalise(image, **record.get("scaling", {}))
                     if about["invert"]:
-                        grey = 2 * record.get("scaling", {}).get("mean", slices.MEAN) - grey
-                    if slices.looks_inverted(grey):
+                        normal = 2 * record.get("scaling", {}).get("mean", grey.MEAN) - normal
+                    if grey.looks_inverted(normal):
                         inverted.append(names[page])
                     if not known:
-                        probability = predictor(grey, scale)
+                        probability = predictor(normal, scale)
                         mask = to_mask(probability, about["threshold"])
                         masks.append(mask * np.uint8(slices.INTERIOR))
                         if about["probability"]:
-                            probabilities.append(slices.to_bytes(probability))
+                            probabilities.append(grey.to_bytes(probability))
                     if first + page in on_sheet:
-                        thumbnails.append([names[page], *map(make_thumbnail, (grey, masks[page]))])
+                        thumbnails.append(
+                            [names[page], *map(make_thumbnail, (normal, masks[page]))]
+                        )
                     progress.update()
             except slices.UnreadableError as error:
                 failed.append(str(error))

@@ -102,6 +102,7 @@ def train(args: argparse.Namespace) -> int:
     import data
     import fit
     import runs
+    import tiles
     import unet
     from slices import UserError, write_json
 
@@ -132,9 +133,9 @@ def train(args: argparse.Namespace) -> int:
     if held_out.names:
         held = f"{len(held_out.names)} held out ({held_out.names[0]} to {held_out.names[-1]})"
     print(f"Data: {data_set.root}, {len(training.names)} slices to train on, {held}")
-    if data.TILE % 2 ** (len(args.filters) - 1):
+    if tiles.TILE % 2 ** (len(args.filters) - 1):
         raise UserError(
-            f"--filters: {len(args.filters)} stages do not fit a tile of {data.TILE} px"
+            f"--filters: {len(args.filters)} stages do not fit a tile of {tiles.TILE} px"
         )
     network = unet.with_dtype(initial or unet.build_unet(args.filters, args.dilation), dtype)
     begun = f", starting from {args.init}" if args.init else ""
@@ -167,7 +168,7 @@ def train(args: argparse.Namespace) -> int:
 
     history = fit.fit(
         network,
-        data.TileSampler(training.images, training.labels, args.seed),
+        tiles.TileSampler(training.images, training.labels, args.seed),
         held_out,
         folder,
         epochs=args.epochs,
@@ -234,7 +235,8 @@ def _finish(folder: Path, record: dict, network, held_out, history: list[dict]) 
     import figures
     import runs
     import unet
-    from slices import DEVIATION, MEAN, whole_file, write_json
+    from grey import DEVIATION, MEAN
+    from slices import whole_file, write_json
 
     with whole_file(folder / "model.keras") as part:
         unet.with_dtype(network, "float32").save(part)

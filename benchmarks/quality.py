@@ -147,8 +147,8 @@ def fit_network(pairs, flags: Sequence[str], seed: int, folder: Path, initial=No
     """
     import keras
 
-    import data
     import fit
+    import tiles
     import unet
 
     args = train.parse_args([*flags, "--seed", str(seed)])
@@ -160,7 +160,7 @@ def fit_network(pairs, flags: Sequence[str], seed: int, folder: Path, initial=No
     folder.mkdir(parents=True, exist_ok=True)
     history = fit.fit(
         network,
-        data.TileSampler(pairs.images, pairs.labels, seed),
+        tiles.TileSampler(pairs.images, pairs.labels, seed),
         pairs.take([]),
         folder,
         epochs=args.epochs,
@@ -211,7 +211,8 @@ def ship(recipe: str, pairs, rows: list[dict], scratch: Path, target: Path) -> N
     """Trains on all slices and writes model and run.json, with the cross-validated thresholds."""
     import data
     import runs
-    from slices import DEVIATION, MEAN, UserError, whole_file, write_json
+    from grey import DEVIATION, MEAN
+    from slices import UserError, whole_file, write_json
 
     own = [row for row in rows if row["recipe"] == recipe]
     if not own:

@@ -66,6 +66,7 @@ def score_shifts(source: str, pairs, rows: list[dict], scratch: Path) -> dict:
     from scipy import ndimage
 
     import data
+    import grey
     import metrics
     import runs
     import slices
@@ -76,7 +77,7 @@ def score_shifts(source: str, pairs, rows: list[dict], scratch: Path) -> dict:
         return np.clip(np.round(image), 0, 255).astype(np.uint8)
 
     def zoom(factor):
-        return lambda x: clip(slices.resize(x, tuple(round(side * factor) for side in x.shape)))
+        return lambda x: clip(grey.resize(x, tuple(round(side * factor) for side in x.shape)))
 
     random = np.random.default_rng(0)
     alterations = {  # of 8-bit slices; and the scale to predict at
@@ -105,7 +106,7 @@ def score_shifts(source: str, pairs, rows: list[dict], scratch: Path) -> dict:
         for slice_name in row["slices"]:
             label = pairs.labels[pairs.names.index(slice_name)]
             for name, (alter, scale) in alterations.items():
-                image = slices.normalise(alter(images[slice_name]))
+                image = grey.normalise(alter(images[slice_name]))
                 mask = to_mask(predict(image, scale), thresholds[0, row["block"]][0])
                 truth = label if mask.shape == label.shape else resize_label(label, mask.shape)
                 scores[name].append(metrics.score_segmentation(truth, mask))
@@ -124,8 +125,8 @@ def score_own_data(pairs, scratch: Path) -> None:
 
     import metrics
     from data import Pairs
+    from grey import normalise, resize
     from inference import Predictor, to_mask
-    from slices import normalise, resize
 
     def alter(pair):
         image, label = pair

@@ -3,12 +3,11 @@ import socket
 
 import numpy as np
 import pytest
-import tensorflow as tf
 import tifffile
 from PIL import Image
 
 import data
-from data import Pairs, TileSampler
+from data import Pairs
 from slices import UserError
 from synthetic import make_slice
 
@@ -162,9 +161,9 @@ def test_a_broken_archive_does_not_stand_in_the_way_of_the_next_try(tmp_path, mo
     assert not archive.exists()
 
 
-def numbered_pairs(count=10, size=(30, 30)):
-    images = [np.full(size, number / 16, np.float32) for number in range(count)]
-    return Pairs([str(n) for n in range(count)], images, [np.ones(size, bool)] * count)
+def numbered_pairs(count=10):
+    images = [np.full((30, 30), number / 16, np.float32) for number in range(count)]
+    return Pairs([str(n) for n in range(count)], images, [np.ones((30, 30), bool)] * count)
 
 
 @pytest.mark.parametrize("val_slices, held_out", [
@@ -180,96 +179,6 @@ def test_whole_slices_are_held_out(val_slices, held_out):
 def test_impossible_hold_outs_are_refused(val_slices):
     with pytest.raises(UserError, match="--val-slices"):
         data.split(numbered_pairs(), val_slices)
-
-
-def numbers(first, count=8):
-    return tf.range(first, first + count, dtype=tf.int64)
-
-
-def test_no_tile_of_a_held_out_slice_is_trained_on(monkeypatch):
-    monkeypatch.setattr(data, "_draw_exposure", lambda images, seed: images)
-    training, _ = data.split(numbered_pairs(size=(280, 270)), "4-6")
-    sampler = TileSampler(training.images, training.labels, 0)
-    seen = {float(v) for n in range(0, 80, 8) for v in np.unique(sampler(numbers(n))[0])}
-    assert {round(value * 16, 3) for value in seen} == {0, 1, 2, 6, 7, 8, 9}
-
-
-@pytest.mark.parametrize("size", [(300, 400), (256, 256), (90, 300)])
-def test_image_and_label_move_together(monkeypatch, size):
-    monkeypatch.setattr(data, "_draw_exposure", lambda images, seed: images)
-    coarse = np.random.default_rng(0).random((8, 8)).astype(np.float32)
-    image = coarse[np.ix_(np.arange(size[0]) // 40 % 8, np.arange(size[1]) // 40 % 8)]
-    sampler = TileSampler([image], [image > 0.5], 0)
-    for first in range(0, 48, 8):
-        images, labels = (tiles.numpy() for tiles in sampler(numbers(first)))
-        # between a light and a dark pixel, where a deformed tile is read, both may round either way
-        assert np.mean(labels == (images > 0.5)) > 0.99
-
-
-def test_tiles_have_their_size_whatever_the_slices_have():
-    image = np.full((1, 1), 0.5, np.float32)
-    for tiles in TileSampler([image, image], [image > 0, image > 1], 0)(numbers(0)):
-        assert tiles.shape == (8, 256, 256, 1)
-
-
-def no_moves(count, seed, spread):
-    return tf.zeros((count, data.TILE, data.TILE, 2))
-
-
-def test_label_follows_the_image_exactly_without_deformation(monkeypatch):
-    monkeypatch.setattr(data, "_draw_exposure", lambda images, seed: images)
-    monkeypatch.setattr(data, "_draw_deformation", no_moves)
-    image = np.random.default_rng(0).random((300, 311)).round(2).astype(np.float32)
-    sampler = TileSampler([image], [image > 0.5], 0)
-    images, labels = sampler(numbers(0))
-    assert np.array_equal(labels, images > 0.5001)
-
-
-def test_all_eight_flips_and_rotations_occur(monkeypatch):
-    monkeypatch.setattr(data, "_draw_exposure", lambda images, seed: images)
-    monkeypatch.setattr(data, "_draw_deformation", no_moves)
-    image = np.random.default_rng(0).random((256, 256)).round(2).astype(np.float32)
-    eight = [np.rot90(turned, k) for turned in (image, image[:, ::-1]) for k in range(4)]
-    sampler = TileSampler([image], [image > 0.5], 0)
-    seen = set()
-    for first in range(0, 80, 8):
-        for tile in sampler(numbers(first))[0].numpy()[..., 0]:
-            seen |= {k for k, one in enumerate(eight) if np.allclose(one, tile, atol=1e-3)}
-    assert seen == set(range(8))
-
-
-def test_augmentation_has_its_stated_strength(monkeypatch):
-    flat = np.full((300, 300), 0.5, np.float32)
-    sampler = TileSampler([flat], [flat > 0], 0)
-    levels = np.concatenate([sampler(numbers(n))[0].numpy()[:, 0, 0, 0] for n in range(0, 400, 8)])
-    assert 0.28 < levels.min() < 0.37 and 0.66 < levels.max() < 0.76
-    monkeypatch.setattr(data, "_draw_exposure", lambda images, seed: images)
-    ramp = np.tile(np.arange(2048, dtype=np.float32) / 2048, (300, 1))
-    sampler = TileSampler([ramp], [ramp > 0.5], 0)
-    bent = []
-    for first in range(0, 80, 8):
-        tiles = sampler(numbers(first))[0].numpy()[..., 0]
-        bent += [min(np.ptp(tile, axis=axis).max() for axis in (0, 1)) > 1e-3 for tile in tiles]
-    assert np.mean(bent) == 3 / 8
-
-
-def test_tiles_are_cut_by_the_gpus_compiler_too(monkeypatch):
-    monkeypatch.setattr(data, "_draw_exposure", lambda images, seed: images)
-    image = make_slice(300, 280, 1)[0].astype(np.float32) / 255
-    sampler = TileSampler([image], [image > 0.5], 0)
-    images, labels = (tiles.numpy() for tiles in tf.function(sampler, jit_compile=True)(numbers(8)))
-    assert set(np.unique(labels)) == {0, 1} and abs(images.mean() - image.mean()) < 0.05
-    assert np.mean(labels[3:] == (images[3:] > 0.5)) > 0.999  # these are not deformed
-
-
-def test_tiles_depend_on_seed_and_number_alone():
-    images, labels = zip(*[make_slice(300, 280, seed) for seed in range(3)], strict=True)
-    images = [image.astype(np.float32) / 255 for image in images]
-    first, again, other = (TileSampler(images, labels, seed) for seed in (0, 0, 1))
-    first(numbers(0))
-    assert np.array_equal(first(numbers(16))[0], again(numbers(16))[0])
-    assert not np.array_equal(first(numbers(16))[0], first(numbers(24))[0])
-    assert not np.array_equal(first(numbers(16))[0], other(numbers(16))[0])
 
 
 @pytest.mark.isbi

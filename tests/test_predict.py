@@ -12,6 +12,7 @@ from conftest import fail_at, write_data_set
 from PIL import Image
 
 import data
+import grey
 import predict
 import runs
 import slices
@@ -229,9 +230,9 @@ def test_flips_are_averaged_unless_refused(outputs, folder, tmp_path):
 
 
 def test_the_runs_own_scaling_is_used(outputs, folder, tmp_path, monkeypatch):
-    used, untouched = [], slices.normalise
+    used, untouched = [], grey.normalise
     monkeypatch.setattr(
-        slices, "normalise", lambda image, **scaling: used.append(scaling) or untouched(image)
+        grey, "normalise", lambda image, **scaling: used.append(scaling) or untouched(image)
     )
     assert run(folder, "--output", tmp_path / "masks") == 0
     assert used[0] == json.loads((outputs / "small/run.json").read_text())["scaling"]

@@ -5,8 +5,8 @@ import tifffile
 from PIL import Image
 
 import slices
-import synthetic
-from slices import UnreadableError, UserError
+from grey import to_grey
+from slices import UnreadableError
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (20, 30), np.uint8)
@@ -50,7 +50,7 @@ def test_other_formats_are_read(tmp_path, suffix):
 def test_grey_saved_as_colour_is_read_as_grey(tmp_path, mode, suffix):
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(GREY).convert("RGB").convert(mode).save(path, quality=100)
-    grey = slices.to_grey(read_one(path)).astype(float)
+    grey = to_grey(read_one(path)).astype(float)
     assert np.abs(grey - GREY).max() <= (3 if suffix == "jpg" else 0)
 
 
@@ -60,7 +60,7 @@ def test_a_palette_is_looked_up(tmp_path):
         image = Image.fromarray(GREY).convert("P")
         image.putpalette(ramp)
         image.save(path)
-        grey = slices.to_grey(read_one(path))
+        grey = to_grey(read_one(path))
         assert np.array_equal(grey >> (8 if grey.dtype == np.uint16 else 0), 255 - GREY)
 
 
@@ -83,7 +83,7 @@ def test_white_is_zero_tiff_is_inverted(tmp_path):
 def test_deep_colour_png_keeps_its_low_bytes(tmp_path):
     deep = np.stack([GREY.astype(np.uint16) * 9 + 1000] * 3, -1)
     (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(deep))
-    assert np.array_equal(slices.to_grey(read_one(tmp_path / "a.png")), deep[..., 0])
+    assert np.array_equal(to_grey(read_one(tmp_path / "a.png")), deep[..., 0])
 
 
 def test_signed_white_is_zero_tiff_keeps_its_order(tmp_path):
@@ -160,48 +160,6 @@ def test_a_float_slice_with_a_hole_is_refused(tmp_path, value):
         list(slices.read_pages(tmp_path / "hole.tif"))
 
 
-@pytest.mark.parametrize("convert", [
-    lambda image: image,
-    lambda image: image.astype(np.uint16) * 16,  # 12 bits in a 16-bit file
-    lambda image: image.astype(np.uint16) * 257,
-    lambda image: image.astype(np.float64) * 3e-4 - 7,
-    lambda image: (image * 0.5 + 60).astype(np.float32),  # half the contrast, brighter
-])  # fmt: skip
-def test_normalised_grey_does_not_depend_on_dtype_or_exposure(convert):
-    expected = slices.normalise(GREY)
-    assert expected.dtype == np.float32
-    assert np.allclose(slices.normalise(convert(GREY)), expected, atol=2e-4)
-
-
-def test_normalised_slice_has_the_training_mean_and_deviation():
-    image = slices.normalise(RNG.normal(900, 50, (300, 300)).astype(np.uint16), 0.4, 0.1)
-    assert abs(image.mean() - 0.4) < 2e-3 and abs(image.std() - 0.1) < 4e-3
-
-
-def test_a_few_hot_pixels_do_not_darken_the_rest():
-    hot = GREY.astype(np.uint16)
-    hot[0, :3] = 65535
-    assert np.abs(slices.normalise(hot)[1:] - slices.normalise(GREY)[1:]).max() < 0.05
-
-
-def test_a_constant_slice_becomes_the_mean():
-    for value in (0, 255):
-        assert np.allclose(slices.normalise(np.full((5, 5), value, np.uint8)), slices.MEAN)
-
-
-@pytest.mark.parametrize("high", [1, 255, 65535, True])
-def test_binary_labels_of_any_kind_are_read(high):
-    label = np.array([[0, high], [high, 0]], dtype=type(high) if high is True else np.uint16)
-    assert np.array_equal(slices.to_interior(label, "x"), [[False, True], [True, False]])
-
-
-def test_a_label_with_greys_is_refused():
-    with pytest.raises(UserError, match="not a binary label"):
-        slices.to_interior(np.array([[1, 255]], np.uint8), "without membrane, but two values")
-    with pytest.raises(UserError, match=r"label 7: not a binary label.*0, 17, 255"):
-        slices.to_interior(np.array([[0, 17, 255]], np.uint8), "label 7")
-
-
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "mask.png"
     slices.write_pages(path, [GREY])
@@ -242,31 +200,3 @@ def test_a_tiffs_pixel_size_is_read_where_it_can_be_true(tmp_path, size, options
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((8, 9), np.uint8), **options)
     found = slices.read_pixel_size(tmp_path / "a.tif")
     assert found is None if size is None else found == pytest.approx(size, rel=1e-3)
-
-
-def test_resizing_keeps_grey_values_and_averages_when_it_shrinks():
-    image = np.random.default_rng(0).random((40, 60), np.float32)
-    assert slices.resize(image, (80, 120)).shape == (80, 120)
-    small = slices.resize(image, (4, 6))
-    assert small.dtype == np.float32 and small.std() < image.std() / 4
-    assert np.allclose(slices.resize(np.full((9, 9), 0.3), (20, 5)), 0.3)
-
-
-def test_bright_membranes_look_inverted_and_dark_ones_do_not():
-    for seed in range(4):
-        image = slices.normalise(synthetic.make_slice(300, 400, seed)[0])
-        assert not slices.looks_inverted(image)
-        assert slices.looks_inverted(2 * slices.MEAN - image)
-    for image in (
-        np.zeros((1, 1)),
-        np.full((50, 60), 0.5),
-        np.random.default_rng(0).random((99, 99)),
-    ):
-        assert not slices.looks_inverted(slices.normalise(image))
-
-
-@pytest.mark.isbi
-def test_real_slices_polarity_is_told(isbi):
-    for _, image in slices.read_named(isbi / "unmodified-data/test/imgs"):
-        assert not slices.looks_inverted(slices.normalise(image))
-        assert slices.looks_inverted(slices.normalise(255 - image))

@@ -16,6 +16,7 @@ from PIL import Image
 import data
 import fit
 import runs
+import tiles
 import train
 import unet
 
@@ -133,13 +134,13 @@ def test_ctrl_c_keeps_what_there_is(data_set, tmp_path, monkeypatch, capsys):
 
 
 def test_a_loss_that_is_no_number_stops_with_a_reason(data_set, tmp_path, monkeypatch, capsys):
-    broken = data.TileSampler.__call__
+    broken = tiles.TileSampler.__call__
 
     def poison(self, numbers):
         images, labels = broken(self, numbers)
         return images * np.nan, labels
 
-    monkeypatch.setattr(data.TileSampler, "__call__", poison)
+    monkeypatch.setattr(tiles.TileSampler, "__call__", poison)
     flags = ["--data", str(data_set), *SMALL, "--epochs", "3", "--output", str(tmp_path / "run")]
     assert train.main(flags) == 2
     message = capsys.readouterr().err
@@ -180,13 +181,13 @@ def test_resuming_without_its_checkpoint_is_refused(data_set, tmp_path, capsys):
 def test_only_training_slices_reach_the_sampler_and_the_rate_follows_its_schedule(
     data_set, tmp_path, monkeypatch
 ):
-    seen, make = [], data.TileSampler
+    seen, make = [], tiles.TileSampler
 
     def watch(images, labels, seed):
         seen.append(images)
         return make(images, labels, seed)
 
-    monkeypatch.setattr(data, "TileSampler", watch)
+    monkeypatch.setattr(tiles, "TileSampler", watch)
     output = tmp_path / "run"
     flags = ["--epochs", "6", "--val-slices", "2", "--output", str(output)]
     assert train.main(["--data", str(data_set), *SMALL, *flags]) == 0

@@ -1,0 +1,117 @@
+"""Grey values: every dtype and exposure to the network's scale, labels and maps to numbers."""
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+from skimage.measure import euler_number
+
+from slices import UserError
+
+MEAN, DEVIATION = 0.491, 0.171  # of ISBI-2012's grey values / 255; every slice is brought to these
+SAMPLE_PIXELS = 2**22  # the grey values of larger slices are measured on an even sample
+LOOK = 1024  # px, the side of what is looked at to tell a slice's polarity
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's convert("L")
+
+
+def to_grey(image: np.ndarray) -> np.ndarray:
+    """Returns (height, width): grey as it is, of (height, width, 3) the luma."""
+    if image.ndim == 2:
+        return image
+    if (image == image[..., :1]).all():  # grey saved as colour stays exact
+        return image[..., 0]
+    return image @ np.asarray(LUMA, np.float32)
+
+
+def normalise(image: np.ndarray, mean: float = MEAN, deviation: float = DEVIATION) -> np.ndarray:
+    """Brings one slice to the grey values that the network is trained on.
+
+    Its mean and standard deviation, measured between its 1st and 99th percentile, become `mean`
+    and `deviation`; so neither the dtype nor the exposure matters. A constant slice becomes `mean`.
+
+    Args:
+        image: (height, width), or (height, width, 3) for colour; any real dtype, any range.
+        mean: wanted mean, 0 black to 1 white.
+        deviation: wanted standard deviation.
+
+    Returns:
+        float32 (height, width), mostly in [0, 1], never outside [-1, 2].
+    """
+    grey = to_grey(image)
+    step = max(1, round((grey.size / SAMPLE_PIXELS) ** 0.5))
+    sample = grey[::step, ::step].astype(np.float64)
+    sample = np.clip(sample, *np.percentile(sample, (1, 99)))
+    centre, spread = sample.mean(), sample.std()
+    gain = deviation / spread if spread > 1e-9 * abs(centre) else 0.0
+    offset = mean - gain * centre
+    dtype = np.float32 if grey.dtype.itemsize <= 2 else np.float64
+    return np.clip(grey.astype(dtype) * dtype(gain) + dtype(offset), -1, 2).astype(np.float32)
+
+
+def looks_inverted(image: np.ndarray) -> bool:
+    """Tells whether a slice seems to have bright membranes on dark cells.
+
+    Membranes form a net whose meshes are the cells. So what is darker than its surroundings has
+    few pieces and many holes, what is brighter many pieces and few holes: their Euler numbers
+    differ. In an inverted slice it is the other way round.
+
+    Args:
+        image: float32 (height, width) as `normalise` gives; its middle is looked at.
+    """
+    top, left = (max(0, (side - LOOK) // 2) for side in image.shape)
+    middle = image[top : top + LOOK, left : left + LOOK]
+    detail = ndimage.gaussian_filter(middle, 3.0) - ndimage.gaussian_filter(middle, 20.0)
+    dark, bright = (int(euler_number(part, 1)) for part in (detail < -0.03, detail > 0.03))
+    return dark - bright > 0.1 * (abs(dark) + abs(bright))
+
+
+def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Returns float32 (height, width) resampled to `shape`; shrinking averages."""
+    picture = Image.fromarray(np.ascontiguousarray(image, np.float32))
+    return np.asarray(picture.resize(shape[::-1], Image.Resampling.BICUBIC))
+
+
+def to_interior(label: np.ndarray, where: str) -> np.ndarray:
+    """Returns a label as bool, True = cell interior.
+
+    Args:
+        label: (height, width) of 0 = membrane and one of 1, 255, 65535 or True = interior.
+        where: what to call it in the error.
+
+    Raises:
+        UserError: the label is not binary.
+    """
+    values = np.unique(to_grey(label))
+    odd = len(values) == 2 and values[0] != 0
+    if len(values) > 2 or odd or not set(values.tolist()) <= {0, 1, 255, 65535}:
+        shown = ", ".join(str(value) for value in values[:4]) + (", …" if len(values) > 4 else "")
+        raise UserError(
+            f"{where}: not a binary label, it has the values {shown}; "
+            "expected 0 = membrane and one of 1, 255 or 65535 = cell interior"
+        )
+    return to_grey(label) > 0
+
+
+def to_probability(image: np.ndarray, where: str) -> np.ndarray:
+    """Returns a stored map of P(interior) as float64 in [0, 1].
+
+    Args:
+        image: (height, width) of bool, uint8, uint16, or float in [0, 1].
+        where: what to call it in the error.
+
+    Raises:
+        UserError: another dtype, or floats beyond [0, 1].
+    """
+    grey = to_grey(image)
+    if grey.dtype.kind == "f" and 0 <= grey.min() and grey.max() <= 1:
+        return grey.astype(np.float64)
+    if grey.dtype not in (np.bool_, np.uint8, np.uint16):
+        raise UserError(
+            f"{where}: no map of P(interior): {grey.dtype} from {grey.min()} to {grey.max()}; "
+            "expected 8-bit, 16-bit, or floats in [0, 1]"
+        )
+    return grey / (1 if grey.dtype == np.bool_ else np.iinfo(grey.dtype).max)
+
+
+def to_bytes(probability: np.ndarray) -> np.ndarray:
+    """Returns P(interior) in [0, 1] as uint8, 255 = certainly interior."""
+    return np.round(probability * 255).astype(np.uint8)

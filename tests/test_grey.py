@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+
+import grey
+import slices
+import synthetic
+from slices import UserError
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (20, 30), np.uint8)
+
+
+@pytest.mark.parametrize("convert", [
+    lambda image: image,
+    lambda image: image.astype(np.uint16) * 16,  # 12 bits in a 16-bit file
+    lambda image: image.astype(np.uint16) * 257,
+    lambda image: image.astype(np.float64) * 3e-4 - 7,
+    lambda image: (image * 0.5 + 60).astype(np.float32),  # half the contrast, brighter
+])  # fmt: skip
+def test_normalised_grey_does_not_depend_on_dtype_or_exposure(convert):
+    expected = grey.normalise(GREY)
+    assert expected.dtype == np.float32
+    assert np.allclose(grey.normalise(convert(GREY)), expected, atol=2e-4)
+
+
+def test_normalised_slice_has_the_training_mean_and_deviation():
+    image = grey.normalise(RNG.normal(900, 50, (300, 300)).astype(np.uint16), 0.4, 0.1)
+    assert abs(image.mean() - 0.4) < 2e-3 and abs(image.std() - 0.1) < 4e-3
+
+
+def test_a_few_hot_pixels_do_not_darken_the_rest():
+    hot = GREY.astype(np.uint16)
+    hot[0, :3] = 65535
+    assert np.abs(grey.normalise(hot)[1:] - grey.normalise(GREY)[1:]).max() < 0.05
+
+
+def test_a_constant_slice_becomes_the_mean():
+    for value in (0, 255):
+        assert np.allclose(grey.normalise(np.full((5, 5), value, np.uint8)), grey.MEAN)
+
+
+@pytest.mark.parametrize("high", [1, 255, 65535, True])
+def test_binary_labels_of_any_kind_are_read(high):
+    label = np.array([[0, high], [high, 0]], dtype=type(high) if high is True else np.uint16)
+    assert np.array_equal(grey.to_interior(label, "x"), [[False, True], [True, False]])
+
+
+def test_a_label_with_greys_is_refused():
+    with pytest.raises(UserError, match="not a binary label"):
+        grey.to_interior(np.array([[1, 255]], np.uint8), "without membrane, but two values")
+    with pytest.raises(UserError, match=r"label 7: not a binary label.*0, 17, 255"):
+        grey.to_interior(np.array([[0, 17, 255]], np.uint8), "label 7")
+
+
+def test_resizing_keeps_grey_values_and_averages_when_it_shrinks():
+    image = np.random.default_rng(0).random((40, 60), np.float32)
+    assert grey.resize(image, (80, 120)).shape == (80, 120)
+    small = grey.resize(image, (4, 6))
+    assert small.dtype == np.float32 and small.std() < image.std() / 4
+    assert np.allclose(grey.resize(np.full((9, 9), 0.3), (20, 5)), 0.3)
+
+
+def test_bright_membranes_look_inverted_and_dark_ones_do_not():
+    for seed in range(4):
+        image = grey.normalise(synthetic.make_slice(300, 400, seed)[0])
+        assert not grey.looks_inverted(image)
+        assert grey.looks_inverted(2 * grey.MEAN - image)
+    for image in (
+        np.zeros((1, 1)),
+        np.full((50, 60), 0.5),
+        np.random.default_rng(0).random((99, 99)),
+    ):
+        assert not grey.looks_inverted(grey.normalise(image))
+
+
+@pytest.mark.isbi
+def test_real_slices_polarity_is_told(isbi):
+    for _, image in slices.read_named(isbi / "unmodified-data/test/imgs"):
+        assert not grey.looks_inverted(grey.normalise(image))
+        assert grey.looks_inverted(grey.normalise(255 - image))
