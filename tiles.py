@@ -1,5 +1,6 @@
 """Random 256x256 tiles of labelled slices, cut and augmented on the training device."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,11 +9,17 @@ import tensorflow as tf
 from grey import MEAN
 
 TILE = 256  # px
-STEPS = 4096  # per unit of grey, of the slices kept on the device as int16
+STEPS = 4096  # per unit of grey, of the slices kept on the device as int16 with the label
+MARGIN = 32  # px, what a deformed tile may reach beyond its slice
+BENT = 1 / 3  # share of the tiles of a batch that are deformed
+DISPLACEMENT = 10.0  # px, standard deviation of a deformation's 5 x 5 points
+CONTRAST, BRIGHTNESS, GAMMA = 1.25, 0.1, (0.7, 1.4)
+BLURRED, BLUR = 0.25, 1.3  # share of the tiles, and the largest sigma in px
+NOISY, NOISE = 0.25, 0.12  # share of a batch, and the largest standard deviation
 
 
 class TileSampler:
-    """Cuts random 256x256 tiles and augments them, as one graph on the training device.
+    """Cuts random 256x256 tiles and augments them, as one compiled graph on the training device.
 
     The slices stay on the device; a step sends it the numbers of its tiles only. The tiles are a
     function of seed and numbers, so a training can go on where it stopped. Each pixel of a tile has
@@ -26,22 +33,21 @@ class TileSampler:
     """
 
     def __init__(self, images: Sequence[np.ndarray], labels: Sequence[np.ndarray], seed: int):
-        pixels = [
-            np.round(np.stack([image, label], axis=-1) * STEPS).astype(np.int16).reshape(-1, 2)
-            for image, label in zip(images, labels, strict=True)
-        ]
-        self.pixels = tf.constant(np.concatenate(pixels))
-        self.sizes = tf.constant([image.shape for image in images], tf.int64)
-        self.starts = tf.constant(np.cumsum([0] + [image.size for image in images[:-1]]), tf.int64)
+        packed = [_pack(*pair) for pair in zip(images, labels, strict=True)]
+        self.pixels = tf.constant(np.concatenate([pixels.ravel() for pixels in packed]))
+        self.sizes = tf.constant([pixels.shape for pixels in packed], tf.int64)
+        ends = np.cumsum([pixels.size for pixels in packed])
+        self.starts = tf.constant([0, *ends[:-1]], tf.int64)
         self.seed = tf.constant(seed, tf.int64)
         points = tf.eye(5)[..., None]
         self.spread = tf.image.resize(points, (TILE, 5), "bicubic")[..., 0]  # 5 points to a tile
 
+    @tf.function(jit_compile=True)  # on a CPU, too, XLA is several times faster here
     def __call__(self, numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the tiles of these numbers.
 
-        What a tile shows is random, so it need not be random which of a batch are deformed (the
-        first third) or get another gamma (every second one): nothing is computed in vain.
+        What a tile shows is random, so it need not be random that the first third of a batch are
+        deformed: nothing is computed in vain.
 
         Args:
             numbers: int64 (batch,), consecutive; the length must be static.
@@ -51,78 +57,106 @@ class TileSampler:
             labels: float32 (batch, 256, 256, 1), 0 = membrane, 1 = interior.
         """
         count = numbers.shape[0]
-        deformed = max(1, round(count / 3))
-        seeds = [tf.stack([self.seed, 3 * numbers[0] + purpose]) for purpose in range(3)]
+        bent = max(1, round(count * BENT))
+        seeds = [tf.stack([self.seed, 4 * numbers[0] + purpose]) for purpose in range(4)]
         draw = tf.random.stateless_uniform((6, count), seeds[0])
         chosen = tf.cast(draw[0] * self.sizes.shape[0], tf.int64)
-        height, width = tf.unstack(tf.gather(self.sizes, chosen), axis=1)
-        start = tf.gather(self.starts, chosen)
+        height, width = tf.unstack(tf.gather(self.sizes, chosen)[:, :, None], axis=1)
         rows = _draw_lines(height, draw[1], draw[2])
         cols = _draw_lines(width, draw[3], draw[4])
-        bent = [line[:deformed] for line in (rows, cols, height, width, start)]
-        straight = [line[deformed:] for line in (rows, cols, height, width, start)]
-        moves = _draw_deformation(deformed, seeds[1], self.spread)
-        tiles = tf.concat([self._read_between(*bent, moves), self._read(*straight)], axis=0)
+        start = tf.gather(self.starts, chosen)[:, None, None]
+        moves = _draw_deformation(bent, seeds[1], self.spread)
+        parts = [[line[:bent] for line in (rows, cols, height, width, start)]]
+        parts += [[line[bent:] for line in (rows, cols, width, start)]]
+        tiles = tf.concat([self._read_between(*parts[0], moves), self._read(*parts[1])], axis=0)
         swap = (draw[5] < 0.5)[:, None, None, None]
         tiles = tf.where(swap, tf.transpose(tiles, (0, 2, 1, 3)), tiles)
-        return _draw_exposure(tiles[..., :1], seeds[2]), tiles[..., 1:]
+        return _draw_microscope(tiles[..., :1], seeds[2:]), tiles[..., 1:]
 
-    def _read(self, rows, cols, height, width, start) -> tf.Tensor:
+    def _read(self, rows, cols, width, start) -> tf.Tensor:
         """Returns (batch, 256, 256, 2) image and label where these rows and columns cross."""
-        rows = tf.cast(_reflect(rows, height[:, None]), tf.int64) * width[:, None]
-        cols = tf.cast(_reflect(cols, width[:, None]), tf.int64)
-        return self._at(start[:, None, None] + rows[:, :, None] + cols[:, None, :])
+        rows, cols = tf.cast(rows, tf.int64), tf.cast(cols, tf.int64)
+        return self._at(start + (rows * width)[:, :, None] + cols[:, None, :])
 
     def _read_between(self, rows, cols, height, width, start, moves) -> tf.Tensor:
         """Returns the same, read up to some pixels beside, between the slice's pixels."""
-        start, height, width = (line[:, None, None] for line in (start, height, width))
-        rows = _reflect(rows[:, :, None] + moves[..., 0], height)
-        cols = _reflect(cols[:, None, :] + moves[..., 1], width)
+        height, width = height[..., None], width[..., None]
+        rows = tf.clip_by_value(
+            rows[:, :, None] + moves[..., 0], 0.0, tf.cast(height - 2, tf.float32)
+        )
+        cols = tf.clip_by_value(
+            cols[:, None, :] + moves[..., 1], 0.0, tf.cast(width - 2, tf.float32)
+        )
         top, left = tf.floor(rows), tf.floor(cols)
         down, right = (rows - top)[..., None], (cols - left)[..., None]
-        top, left = tf.cast(top, tf.int64), tf.cast(left, tf.int64)
-        place = start + top * width + left
-        below = tf.where(top + 1 < height, width, 0)
-        beside = tf.where(left + 1 < width, tf.ones_like(width), 0)
-        upper = self._at(place) * (1 - right) + self._at(place + beside) * right
-        lower = self._at(place + below) * (1 - right) + self._at(place + below + beside) * right
+        place = start + tf.cast(top, tf.int64) * width + tf.cast(left, tf.int64)
+        upper = self._at(place) * (1 - right) + self._at(place + 1) * right
+        lower = self._at(place + width) * (1 - right) + self._at(place + width + 1) * right
         tiles = upper * (1 - down) + lower * down
         return tf.concat([tiles[..., :1], tf.round(tiles[..., 1:])], axis=-1)
 
     def _at(self, places: tf.Tensor) -> tf.Tensor:
-        return tf.cast(tf.gather(self.pixels, places), tf.float32) / STEPS
+        """Returns image and label of these pixels, along a new last axis."""
+        packed = tf.cast(tf.gather(self.pixels, places), tf.float32)
+        level = tf.floor(packed / 2)
+        return tf.stack([level / STEPS, packed - 2 * level], axis=-1)
+
+
+def _pack(image: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Returns int16 pixels, the label in the lowest bit, with reflected margins on all sides."""
+    pixels = (np.round(image * STEPS).astype(np.int16) << 1) | label
+    missing = [max(0, TILE - side) for side in image.shape]
+    margins = [(MARGIN + one // 2, MARGIN + one - one // 2) for one in missing]
+    return np.pad(pixels, margins, mode="reflect")
 
 
 def _draw_lines(side: tf.Tensor, place: tf.Tensor, flip: tf.Tensor) -> tf.Tensor:
     """Returns (batch, 256) rows or columns of a crop at random, in random direction."""
-    room = tf.cast(side - TILE, tf.float32)
-    corner = tf.where(room > 0, tf.floor(place * (room + 1)), tf.floor(room / 2))
+    room = tf.cast(side[:, 0] - 2 * MARGIN - TILE, tf.float32)
+    corner = MARGIN + tf.floor(place * (room + 1))
     along = tf.range(TILE, dtype=tf.float32)
     return corner[:, None] + tf.where((flip < 0.5)[:, None], along, TILE - 1 - along)
 
 
-def _reflect(places: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
-    """Returns places along a side, those beyond its ends reflected."""
-    last = tf.cast(side - 1, tf.float32)
-    places = tf.abs(places) % tf.maximum(2 * last, 1)
-    return tf.clip_by_value(tf.minimum(places, 2 * last - places), 0, last)
-
-
 def _draw_deformation(count: int, seed: tf.Tensor, spread: tf.Tensor) -> tf.Tensor:
-    """Returns (batch, 256, 256, 2) px: smooth displacements of about 10 px."""
-    coarse = tf.random.stateless_normal((count, 5, 5, 2), seed, stddev=10.0)
+    """Returns (batch, 256, 256, 2) px: smooth displacements."""
+    coarse = tf.random.stateless_normal((count, 5, 5, 2), seed, stddev=DISPLACEMENT)
     return tf.einsum("ri,bijk,cj->brck", spread, coarse, spread)  # XLA has no bicubic resize
 
 
-def _draw_exposure(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Returns the tiles with random contrast and brightness and, every second, gamma."""
-    draw = tf.random.stateless_uniform((3, images.shape[0], 1, 1, 1), seed)
-    contrast = 0.8 * (1.25 / 0.8) ** draw[0]
-    images = (images - MEAN) * contrast + MEAN + 0.2 * draw[1] - 0.1
-    gamma = 0.7 * (1.4 / 0.7) ** draw[2]
-    return tf.stack(
-        [
-            tf.maximum(image, 0.0) ** gamma[place] if place % 2 else image
-            for place, image in enumerate(tf.unstack(images))
+def _draw_microscope(images: tf.Tensor, seeds: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Returns the tiles in other focus and exposure and, the last quarter, with noise."""
+    count = images.shape[0]
+    noisy = max(1, round(count * NOISY))
+    draw = tf.random.stateless_uniform((7, count, 1, 1, 1), seeds[0])
+    images = _blur(images, tf.where(draw[0] < BLURRED, draw[1] * BLUR, 0.0))
+    contrast = CONTRAST ** (2 * draw[2] - 1)
+    images = (images - MEAN) * contrast + MEAN + BRIGHTNESS * (2 * draw[3] - 1)
+    gamma = tf.where(draw[4] < 0.5, GAMMA[0] * (GAMMA[1] / GAMMA[0]) ** draw[5], 1.0)
+    images = tf.maximum(images, 0.0) ** gamma
+    noise = draw[6, -noisy:] * NOISE * _draw_noise((noisy, TILE, TILE, 1), seeds[1])
+    return tf.concat([images[:-noisy], images[-noisy:] + noise], axis=0)
+
+
+def _draw_noise(shape: tuple, seed: tf.Tensor) -> tf.Tensor:
+    """Returns noise of mean 0 and deviation 1: sums of four random bytes, which come quickly."""
+    bits = tf.random.stateless_uniform(shape, seed, minval=None, maxval=None, dtype=tf.int32)
+    numbers = tf.cast(tf.bitcast(bits, tf.uint8), tf.float32) - 127.5
+    return tf.reduce_sum(numbers, axis=-1) / math.sqrt(4 * (256**2 - 1) / 12)
+
+
+def _blur(images: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
+    """Returns the tiles after a Gaussian blur of each one's own sigma (batch, 1, 1, 1) px."""
+    reach = math.ceil(3 * BLUR)
+    steps = np.arange(-reach, reach + 1, dtype=np.float32)
+    weights = tf.exp(-0.5 * (steps / tf.maximum(sigma, 1e-2)) ** 2)
+    weights /= tf.reduce_sum(weights, axis=-1, keepdims=True)
+    for axis in (1, 2):
+        padding = [[reach, reach] if side == axis else [0, 0] for side in range(4)]
+        wide = tf.pad(images, padding, "REFLECT")
+        parts = [
+            wide[:, i : i + TILE] if axis == 1 else wide[:, :, i : i + TILE]
+            for i in range(len(steps))
         ]
-    )
+        images = sum(weights[..., i : i + 1] * part for i, part in enumerate(parts))
+    return images

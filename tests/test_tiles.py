@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy.ndimage import gaussian_filter
 
 import data
 import tiles
@@ -13,7 +14,7 @@ def numbers(first, count=8):
 
 
 def test_no_tile_of_a_held_out_slice_is_trained_on(monkeypatch):
-    monkeypatch.setattr(tiles, "_draw_exposure", lambda images, seed: images)
+    monkeypatch.setattr(tiles, "_draw_microscope", lambda images, seeds: images)
     names = [f"{number}" for number in range(10)]
     images = [np.full((280, 270), number / 16, np.float32) for number in range(10)]
     training, _ = data.split(data.Pairs(names, images, [image >= 0 for image in images]), "4-6")
@@ -24,7 +25,7 @@ def test_no_tile_of_a_held_out_slice_is_trained_on(monkeypatch):
 
 @pytest.mark.parametrize("size", [(300, 400), (256, 256), (90, 300)])
 def test_image_and_label_move_together(monkeypatch, size):
-    monkeypatch.setattr(tiles, "_draw_exposure", lambda images, seed: images)
+    monkeypatch.setattr(tiles, "_draw_microscope", lambda images, seeds: images)
     coarse = np.random.default_rng(0).random((8, 8)).astype(np.float32)
     image = coarse[np.ix_(np.arange(size[0]) // 40 % 8, np.arange(size[1]) // 40 % 8)]
     sampler = TileSampler([image], [image > 0.5], 0)
@@ -45,7 +46,7 @@ def no_moves(count, seed, spread):
 
 
 def test_label_follows_the_image_exactly_without_deformation(monkeypatch):
-    monkeypatch.setattr(tiles, "_draw_exposure", lambda images, seed: images)
+    monkeypatch.setattr(tiles, "_draw_microscope", lambda images, seeds: images)
     monkeypatch.setattr(tiles, "_draw_deformation", no_moves)
     image = np.random.default_rng(0).random((300, 311)).round(2).astype(np.float32)
     sampler = TileSampler([image], [image > 0.5], 0)
@@ -54,7 +55,7 @@ def test_label_follows_the_image_exactly_without_deformation(monkeypatch):
 
 
 def test_all_eight_flips_and_rotations_occur(monkeypatch):
-    monkeypatch.setattr(tiles, "_draw_exposure", lambda images, seed: images)
+    monkeypatch.setattr(tiles, "_draw_microscope", lambda images, seeds: images)
     monkeypatch.setattr(tiles, "_draw_deformation", no_moves)
     image = np.random.default_rng(0).random((256, 256)).round(2).astype(np.float32)
     eight = [np.rot90(turned, k) for turned in (image, image[:, ::-1]) for k in range(4)]
@@ -69,9 +70,11 @@ def test_all_eight_flips_and_rotations_occur(monkeypatch):
 def test_augmentation_has_its_stated_strength(monkeypatch):
     flat = np.full((300, 300), 0.5, np.float32)
     sampler = TileSampler([flat], [flat > 0], 0)
-    levels = np.concatenate([sampler(numbers(n))[0].numpy()[:, 0, 0, 0] for n in range(0, 400, 8)])
+    images = np.concatenate([sampler(numbers(n))[0].numpy() for n in range(0, 400, 8)])
+    levels, noise = images.mean((1, 2, 3)), images.std((1, 2, 3))
     assert 0.28 < levels.min() < 0.37 and 0.66 < levels.max() < 0.76
-    monkeypatch.setattr(tiles, "_draw_exposure", lambda images, seed: images)
+    assert np.mean(noise > 1e-4) == 1 / 4 and 0.1 < noise.max() < 0.121
+    monkeypatch.setattr(tiles, "_draw_microscope", lambda images, seeds: images)
     ramp = np.tile(np.arange(2048, dtype=np.float32) / 2048, (300, 1))
     sampler = TileSampler([ramp], [ramp > 0.5], 0)
     bent = []
@@ -81,13 +84,12 @@ def test_augmentation_has_its_stated_strength(monkeypatch):
     assert np.mean(bent) == 3 / 8
 
 
-def test_tiles_are_cut_by_the_gpus_compiler_too(monkeypatch):
-    monkeypatch.setattr(tiles, "_draw_exposure", lambda images, seed: images)
-    image = make_slice(300, 280, 1)[0].astype(np.float32) / 255
-    sampler = TileSampler([image], [image > 0.5], 0)
-    images, labels = (half.numpy() for half in tf.function(sampler, jit_compile=True)(numbers(8)))
-    assert set(np.unique(labels)) == {0, 1} and abs(images.mean() - image.mean()) < 0.05
-    assert np.mean(labels[3:] == (images[3:] > 0.5)) > 0.999  # these are not deformed
+def test_blur_is_gaussian_of_the_drawn_width():
+    images = np.random.default_rng(0).random((3, 256, 256, 1)).astype(np.float32)
+    sigma = np.array([0.0, 0.6, 1.3], np.float32)
+    blurred = tiles._blur(tf.constant(images), tf.constant(sigma.reshape(3, 1, 1, 1))).numpy()
+    for image, width, result in zip(images[..., 0], sigma, blurred[..., 0], strict=True):
+        assert np.allclose(result, gaussian_filter(image, width, mode="mirror"), atol=2e-3)
 
 
 def test_tiles_depend_on_seed_and_number_alone():
