@@ -31,7 +31,7 @@ ROWS = HERE / "quality.jsonl"
 FILES = ("README.md", "benchmarks/quality.md", "outputs/*/MODEL_CARD.md")  # may have marked tables
 MARK, END = "<!-- table: {} -->", "<!-- end -->"
 SLICES, BLOCKS = 25, 5
-LARGE = "--filters 16 32 64 128 256 --dilation 1 --learning-rate 0.003 --epochs 60"
+LARGE = "--filters 16 32 64 128 256 --dilation 1 --learning-rate 0.003"
 RECIPES = {  # flags of train.py
     "small": [],
     "large": LARGE.split(),
