@@ -1,12 +1,14 @@
-"""Slice → P(interior) → mask: reflected borders, exact tiles, averaged flips, grown cells.
+"""Slice → P(interior) → mask: exact tiles, averaged flips, whole borders.
 
 A pixel of the output depends on the input within the network's radius only, and on where it lies
 in the network's stride. So tiles that carry a halo of at least the radius, and start on the
-stride's grid, give what the whole slice gives; nothing is blended.
+stride's grid, give what the whole slice gives; nothing is blended. Beyond the slice's own ends lies
+what the network has always seen beyond a tile: nothing, its zero padding.
 """
 
 import heapq
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
@@ -21,6 +23,7 @@ from slices import UserError, first_line
 from unet import stride_and_radius
 
 TILE = 1024  # px; slices up to this size are one tile
+TURNS = tuple((turns, flip) for turns in range(4) for flip in (1, -1))  # first: as it is
 UNDECIDED = 0.5  # a pixel above is rather interior than membrane
 SMOOTHING, APART = 1.5, 6  # px: of the distance to membrane, and between two basins' first spots
 CERTAIN = 1e-4  # a border's log-odds count no further than those of this probability
@@ -133,73 +136,79 @@ def _join_basins(basins: np.ndarray, probability: np.ndarray, threshold: float) 
 
 
 class Predictor:
-    """Predicts slices of any size with one network.
+    """Predicts slices of any size with one network; may be called from several threads at once.
 
     Args:
         network: as `unet.build_unet` makes, in any dtype; later changes of its weights count.
         tta: whether to average over the 8 flips and rotations of each tile.
         tile: px, the largest side of a tile without its halo; memory grows with its square.
+        workers: how many tiles, or flips of one, are computed at the same time.
     """
 
-    def __init__(self, network: keras.Model, tta: bool = False, tile: int = TILE):
+    def __init__(self, network: keras.Model, tta: bool = False, tile: int = TILE, workers: int = 1):
         self.stride, radius = stride_and_radius(network)
         self.halo = -(-radius // self.stride) * self.stride
         self.tile = max(tile // self.stride, 1) * self.stride
-        self.tta = tta
+        self.turns = TURNS if tta else TURNS[:1]
+        self.pool = ThreadPoolExecutor(workers)
         self.predict_batch: Callable = tf.function(
             lambda images: network(images, training=False),
             input_signature=[tf.TensorSpec((None, None, None, 1), tf.float32)],
         )
 
-    def __call__(self, image: np.ndarray, scale: float = 1.0) -> np.ndarray:
+    def __call__(
+        self, image: np.ndarray, scale: float = 1.0, normalise: Callable | None = None
+    ) -> np.ndarray:
         """Returns P(interior).
 
         Args:
-            image: float32 (height, width) as `grey.normalise` gives; any size from 1x1.
+            image: (height, width), any size from 1x1; float32 as `grey.normalise` gives, or of any
+                dtype with `normalise`.
             scale: what to multiply its sides by, for the network to see it at the pixel size it
                 knows.
+            normalise: what to do to the pixels of each tile, so that a huge slice need not be
+                float as a whole.
 
         Returns:
             float32 (height, width) in [0, 1], of the image's own size.
         """
         if scale != 1.0:
+            image = image if normalise is None else normalise(image)
             shape = tuple(max(1, round(side * scale)) for side in image.shape)
             return np.clip(resize(self(resize(image, shape)), image.shape), 0.0, 1.0)
-        height, width = image.shape
-        probability = np.empty((height, width), np.float32)
-        core_height, core_width = (self._core_size(side) for side in image.shape)
-        for top in range(0, height, core_height):
-            rows = self._with_halo(top, core_height, height)
-            for left in range(0, width, core_width):
-                cols = self._with_halo(left, core_width, width)
-                core = self._predict_tile(image[np.ix_(rows, cols)])
-                bottom, right = min(top + core_height, height), min(left + core_width, width)
-                probability[top:bottom, left:right] = core[: bottom - top, : right - left]
+        probability = np.empty(image.shape, np.float32)
+        rows, cols = (self._cut(side) for side in image.shape)
+        tiles = [(row, col) for row in rows for col in cols]
+
+        def predict(job):
+            ((top, tall), (left, wide)), (turns, flip) = job
+            tile = image[np.ix_(tall, wide)]
+            tile = np.rot90((tile if normalise is None else normalise(tile))[:, ::flip], turns)
+            output = self.predict_batch(np.ascontiguousarray(tile)[None, :, :, None])
+            output = np.rot90(output.numpy()[0, :, :, 0], -turns)[:, ::flip]
+            return output[top.start - tall[0] :, left.start - wide[0] :]
+
+        jobs = ((tile, turn) for tile in tiles for turn in self.turns)
+        outputs = self.pool.map(predict, jobs)
+        for (top, _), (left, _) in tiles:
+            total = sum(next(outputs) for _ in self.turns)  # in one order: the same to the bit
+            core = total[: top.stop - top.start, : left.stop - left.start]
+            probability[top, left] = core / len(self.turns)
         return probability
 
-    def _core_size(self, side: int) -> int:
-        """Returns the side of a tile without halo; equal tiles, so one shape serves a slice."""
+    def _cut(self, side: int) -> list[tuple[slice, np.ndarray]]:
+        """Returns the tiles along a side: the pixels of each, and those that it is computed from.
+
+        The tiles are equal, so few shapes serve a slice. They end where the slice ends, as those of
+        the training do, but for the few pixels to the next multiple of the stride: reflected ones.
+        """
         count = -(-side // self.tile)
-        return -(-side // (count * self.stride)) * self.stride
-
-    def _with_halo(self, start: int, size: int, side: int) -> np.ndarray:
-        """Returns the pixel indices of a tile and its halo, reflected at the slice's borders."""
-        indices = np.arange(start - self.halo, start + size + self.halo)
-        if side == 1:
-            return np.zeros_like(indices)
-        indices = np.abs(indices) % (2 * side - 2)
-        return np.where(indices < side, indices, 2 * side - 2 - indices)
-
-    def _predict_tile(self, tile: np.ndarray) -> np.ndarray:
-        """Returns P(interior) of a tile without its halo."""
-        crop = slice(self.halo, -self.halo or None)
-        if not self.tta:
-            return self.predict_batch(tile[None, :, :, None]).numpy()[0, crop, crop, 0]
-        total = 0.0
-        for turns in range(4):
-            for flip in (False, True):
-                turned = np.rot90(tile[:, ::-1] if flip else tile, turns)
-                batch = np.ascontiguousarray(turned)[None, :, :, None]
-                output = np.rot90(self.predict_batch(batch).numpy()[0, :, :, 0], -turns)
-                total = total + (output[:, ::-1] if flip else output)[crop, crop]
-        return total / 8
+        size = -(-side // (count * self.stride)) * self.stride
+        whole = -(-side // self.stride) * self.stride
+        cuts = []
+        for start in range(0, side, size):
+            stop = min(start + size, side)
+            seen = np.arange(max(0, start - self.halo), min(start + size + self.halo, whole))
+            seen = np.where(seen < side, seen, np.maximum(2 * side - 2 - seen, 0))
+            cuts.append((slice(start, stop), seen))
+        return cuts

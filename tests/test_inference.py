@@ -20,12 +20,10 @@ def network(request):
 
 
 def whole_slice(network, image):
-    """P(interior) of the whole slice at once, its border reflected, as plainly as can be."""
-    margin = 80
-    sides = [(margin, margin + -side % 4) for side in image.shape]
-    padded = np.pad(image, sides, mode="reflect")
+    """P(interior) of the whole slice at once, as plainly as can be."""
+    padded = np.pad(image, [(0, -side % 4) for side in image.shape], mode="reflect")
     output = network(padded[None, :, :, None]).numpy()[0, :, :, 0]
-    return output[margin : margin + image.shape[0], margin : margin + image.shape[1]]
+    return output[: image.shape[0], : image.shape[1]]
 
 
 @pytest.mark.parametrize("size, tile", [
@@ -34,7 +32,7 @@ def whole_slice(network, image):
 ])  # fmt: skip
 def test_tiled_prediction_equals_whole_slice(network, size, tile):
     image = RNG.random(size).astype(np.float32)
-    tiled = Predictor(network, tile=tile)(image)
+    tiled = Predictor(network, tile=tile, workers=2)(image)
     assert tiled.shape == size and tiled.dtype == np.float32
     assert np.abs(tiled - whole_slice(network, image)).max() <= 1e-6
 
@@ -130,20 +128,22 @@ def test_borders_that_come_together_count_as_one():
 
 
 def test_a_slice_is_predicted_at_the_scale_the_network_knows():
-    sizes = []
-
-    class Watched(Predictor):
-        def _predict_tile(self, tile):
-            sizes.append(tile.shape)
-            return super()._predict_tile(tile)
-
-    predict = Watched(unet.build_unet((2, 2)))
+    predict = Predictor(unet.build_unet((2, 2)))
+    compute, sizes = predict.predict_batch, []
+    predict.predict_batch = lambda batch: sizes.append(batch.shape) or compute(batch)
     image = RNG.random((40, 60), np.float32)
     assert np.array_equal(predict(image, 1.0), predict(image))
     sizes.clear()
     probability = predict(image, 2.0)
-    assert sizes == [(80 + 2 * predict.halo, 120 + 2 * predict.halo)]
+    assert sizes == [(1, 80, 120, 1)]
     assert probability.shape == (40, 60) and 0 <= probability.min() <= probability.max() <= 1
+
+
+def test_tiles_are_normalised_as_the_whole_slice_is(network):
+    deep = RNG.integers(300, 900, (90, 70)).astype(np.uint16)
+    predict = Predictor(network, tta=True, tile=32)
+    lazily = predict(deep, normalise=lambda tile: tile.astype(np.float32) / 1000)
+    assert np.array_equal(lazily, predict(deep.astype(np.float32) / 1000))
 
 
 def two_inputs():
