@@ -1,6 +1,7 @@
 """What every door does alike: one-line refusals, fractions as flags, a quiet start."""
 
 import argparse
+import contextlib
 import math
 import os
 import sys
@@ -99,3 +100,18 @@ def import_tensorflow_quietly() -> None:
         finally:
             os.dup2(terminal, 2)
             os.close(terminal)
+
+
+def share_cores() -> int:
+    """Lets several computations run at once, each on one core, which is quicker than one on all.
+
+    Returns:
+        How many: the cores that this process may use; two where a GPU computes.
+    """
+    import tensorflow
+
+    if tensorflow.config.list_physical_devices("GPU"):
+        return 2
+    with contextlib.suppress(RuntimeError):  # TensorFlow has computed before, in a test
+        tensorflow.config.threading.set_intra_op_parallelism_threads(1)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -104,11 +104,16 @@ def draw_contact_sheet(
     _write_sheet(path, [panels[start : start + 6] for start in range(0, len(panels), 6)], THUMBNAIL)
 
 
+def thin(image: np.ndarray) -> np.ndarray:
+    """Returns a huge slice with rows and columns left out, enough of them for a thumbnail."""
+    step = max(1, max(image.shape) // (2 * THUMBNAIL))
+    return image[::step, ::step]
+
+
 def make_thumbnail(image: np.ndarray) -> np.ndarray:
     """Returns an image, uint8 or about [0, 1], as uint8 no larger than a thumbnail."""
     grey = image if image.dtype == np.uint8 else _grey(image)
-    step = max(1, max(grey.shape) // (2 * THUMBNAIL))  # a huge slice is thinned before averaging
-    small = Image.fromarray(np.ascontiguousarray(grey[::step, ::step]))
+    small = Image.fromarray(np.ascontiguousarray(grey))
     small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     return np.asarray(small)
 

@@ -1,5 +1,7 @@
 """Grey values: every dtype and exposure to the network's scale, labels and maps to numbers."""
 
+from collections.abc import Callable
+
 import numpy as np
 from PIL import Image
 from scipy import ndimage
@@ -25,9 +27,6 @@ def to_grey(image: np.ndarray) -> np.ndarray:
 def normalise(image: np.ndarray, mean: float = MEAN, deviation: float = DEVIATION) -> np.ndarray:
     """Brings one slice to the grey values that the network is trained on.
 
-    Its mean and standard deviation, measured between its 1st and 99th percentile, become `mean`
-    and `deviation`; so neither the dtype nor the exposure matters. A constant slice becomes `mean`.
-
     Args:
         image: (height, width), or (height, width, 3) for colour; any real dtype, any range.
         mean: wanted mean, 0 black to 1 white.
@@ -36,15 +35,46 @@ def normalise(image: np.ndarray, mean: float = MEAN, deviation: float = DEVIATIO
     Returns:
         float32 (height, width), mostly in [0, 1], never outside [-1, 2].
     """
-    grey = to_grey(image)
-    step = max(1, round((grey.size / SAMPLE_PIXELS) ** 0.5))
-    sample = grey[::step, ::step].astype(np.float64)
+    image = to_grey(image)
+    return normaliser(image, mean, deviation)(image)
+
+
+def normaliser(
+    image: np.ndarray, mean: float = MEAN, deviation: float = DEVIATION, invert: bool = False
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns the function that normalises a slice, or any part of it.
+
+    Its mean and standard deviation, measured between its 1st and 99th percentile, become `mean`
+    and `deviation`; so neither the dtype nor the exposure matters. A constant slice becomes `mean`.
+
+    Args:
+        image: the whole slice, (height, width).
+        mean: as for `normalise`.
+        deviation: the same.
+        invert: whether bright is to become dark.
+    """
+    step = max(1, round((image.size / SAMPLE_PIXELS) ** 0.5))
+    sample = image[::step, ::step].astype(np.float64)
     sample = np.clip(sample, *np.percentile(sample, (1, 99)))
     centre, spread = sample.mean(), sample.std()
     gain = deviation / spread if spread > 1e-9 * abs(centre) else 0.0
-    offset = mean - gain * centre
-    dtype = np.float32 if grey.dtype.itemsize <= 2 else np.float64
-    return np.clip(grey.astype(dtype) * dtype(gain) + dtype(offset), -1, 2).astype(np.float32)
+    gain = -gain if invert else gain
+    dtype = np.float32 if image.dtype.itemsize <= 2 else np.float64
+    gain, offset = dtype(gain), dtype(mean - gain * centre)
+
+    def apply(part: np.ndarray) -> np.ndarray:
+        part = part.astype(dtype)
+        part *= gain
+        part += offset
+        return np.clip(part, -1, 2, out=part).astype(np.float32, copy=False)
+
+    return apply
+
+
+def middle(image: np.ndarray) -> np.ndarray:
+    """Returns the middle of a slice, as much as `looks_inverted` needs."""
+    top, left = (max(0, (side - LOOK) // 2) for side in image.shape)
+    return image[top : top + LOOK, left : left + LOOK]
 
 
 def looks_inverted(image: np.ndarray) -> bool:
@@ -55,11 +85,9 @@ def looks_inverted(image: np.ndarray) -> bool:
     differ. In an inverted slice it is the other way round.
 
     Args:
-        image: float32 (height, width) as `normalise` gives; its middle is looked at.
+        image: float32 (height, width) as `normalise` gives; its `middle` will do.
     """
-    top, left = (max(0, (side - LOOK) // 2) for side in image.shape)
-    middle = image[top : top + LOOK, left : left + LOOK]
-    detail = ndimage.gaussian_filter(middle, 3.0) - ndimage.gaussian_filter(middle, 20.0)
+    detail = ndimage.gaussian_filter(image, 3.0) - ndimage.gaussian_filter(image, 20.0)
     dark, bright = (int(euler_number(part, 1)) for part in (detail < -0.03, detail > 0.03))
     return dark - bright > 0.1 * (abs(dark) + abs(bright))
 
@@ -114,4 +142,7 @@ def to_probability(image: np.ndarray, where: str) -> np.ndarray:
 
 def to_bytes(probability: np.ndarray) -> np.ndarray:
     """Returns P(interior) in [0, 1] as uint8, 255 = certainly interior."""
-    return np.round(probability * 255).astype(np.uint8)
+    result = np.empty(probability.shape, np.uint8)
+    for top in range(0, len(result), LOOK):  # a huge map is not doubled
+        result[top : top + LOOK] = np.round(probability[top : top + LOOK] * 255)
+    return result

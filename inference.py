@@ -24,6 +24,7 @@ from unet import stride_and_radius
 
 TILE = 1024  # px; slices up to this size are one tile
 TURNS = tuple((turns, flip) for turns in range(4) for flip in (1, -1))  # first: as it is
+WINDOW, WINDOW_HALO = 2048, 256  # px, of what one mask is made from
 UNDECIDED = 0.5  # a pixel above is rather interior than membrane
 SMOOTHING, APART = 1.5, 6  # px: of the distance to membrane, and between two basins' first spots
 CERTAIN = 1e-4  # a border's log-odds count no further than those of this probability
@@ -65,7 +66,8 @@ def to_mask(probability: np.ndarray, threshold: float) -> np.ndarray:
     log-odds of "interior" along their border are joined, again and again, borders that come to lie
     between the same two counting as one (mean boundary agglomeration), while that mean exceeds the
     threshold's. So a gap is closed when the rest of its membrane is there, and the mask hardly
-    depends on the threshold.
+    depends on the threshold. A slice beyond 2048 px is judged in overlapping windows of that size:
+    memory and time stay in proportion, and a border counts as far as its window shows it.
 
     Args:
         probability: P(interior) in [0, 1], float (height, width).
@@ -74,6 +76,20 @@ def to_mask(probability: np.ndarray, threshold: float) -> np.ndarray:
     Returns:
         bool (height, width), True = cell interior.
     """
+    mask = np.empty(probability.shape, bool)
+    for top in range(0, mask.shape[0], WINDOW):
+        for left in range(0, mask.shape[1], WINDOW):
+            above, beside = min(top, WINDOW_HALO), min(left, WINDOW_HALO)
+            rows = slice(top - above, top + WINDOW + WINDOW_HALO)
+            cols = slice(left - beside, left + WINDOW + WINDOW_HALO)
+            window = _mask_window(probability[rows, cols], threshold)
+            core = window[above : above + WINDOW, beside : beside + WINDOW]
+            mask[top : top + WINDOW, left : left + WINDOW] = core
+    return mask
+
+
+def _mask_window(probability: np.ndarray, threshold: float) -> np.ndarray:
+    """Returns the mask of a part that is looked at as a whole."""
     mask = probability > UNDECIDED
     sure = probability > threshold
     if sure.all() or not sure.any():

@@ -20,7 +20,6 @@ import doors
 ABOUT = "about"  # subfolder of the predictions: record and contact sheet
 SHEET_SLICES = 30  # at most, evenly chosen
 PLAUSIBLE_MEMBRANE = (0.05, 0.6)  # of a mask's pixels; beyond it the slice is probably unlike
-SAME_SIZE = 0.02  # pixel sizes that differ by less are one
 LINE_SECONDS = 15  # between lines of progress where there is no terminal
 
 
@@ -39,6 +38,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--pixel-size", type=doors.positive(float), metavar="NM", help=pixel_help)
     add("--invert", action="store_true", help="for slices with bright membranes on dark cells")
+    pixels_help = "refuse slices of more than this many pixels; default: 2**30"
+    add("--max-pixels", type=doors.positive(int), default=2**30, metavar="N", help=pixels_help)
     add("--probability", action="store_true", help="also write P(interior) as 8-bit images")
     tta_help = "average 8 flips and rotations: better masks, 8 times the work; default: the run's"
     add("--tta", action=argparse.BooleanOptionalAction, help=tta_help)
@@ -53,11 +54,13 @@ def main(argv: list[str] | None = None) -> int:
 def predict(args: argparse.Namespace) -> int:
     """Chooses the model, predicts every file, writes masks, record and contact sheet."""
     doors.import_tensorflow_quietly()
+    workers = doors.share_cores()
     import runs
     import slices
     import unet
     from figures import draw_contact_sheet
     from inference import Predictor, load_network
+    from pipeline import Recipe, predict_pages
 
     path = runs.find_run(args.model)
     record = runs.read_run(path) if path.is_dir() else {}
@@ -79,11 +82,11 @@ def predict(args: argparse.Namespace) -> int:
         print("Note: trained on synthetic slices, to try this program; it knows nothing of tissue")
 
     source = Path(args.input).expanduser() if args.input else _test_slices(record)
-    files, failed = _find_files(source)
+    sources, failed = _find_files(source, args.max_pixels)
     about = {
         "finished": False,
         "input": str(source),
-        "input_state": _fingerprint([file for file, _, _ in files]),
+        "input_state": _fingerprint([one.file for one in sources]),
         "model": runs.shown(path),
         "model_sha256": hashlib.sha256(model_path.read_bytes()).hexdigest(),
         "model_is_synthetic": record.get("synthetic", False),
@@ -98,8 +101,22 @@ def predict(args: argparse.Namespace) -> int:
     print(f"Device: {device}\nMasks: {runs.shown(folder)}", flush=True)
 
     began = time.monotonic()
-    predictor = Predictor(unet.with_dtype(network, dtype), tta)
-    membrane, sheet = _predict_files(files, folder, predictor, about, record, failed)
+    total = sum(one.pages for one in sources)
+    recipe = Recipe(
+        predictor=Predictor(unet.with_dtype(network, dtype), tta, workers=workers),
+        threshold=threshold,
+        scaling=record.get("scaling", {}),
+        pixel_size=record.get("pixel_size"),
+        given_size=args.pixel_size,
+        invert=args.invert,
+        probability=args.probability,
+        max_pixels=args.max_pixels,
+        on_sheet=frozenset(
+            round(i * (total - 1) / (SHEET_SLICES - 1)) for i in range(SHEET_SLICES)
+        ),
+    )
+    pages = predict_pages(sources, folder, recipe, workers)
+    membrane, sheet = _write_masks(pages, total, folder, recipe, failed)
     seconds = time.monotonic() - began
     if sheet:
         draw_contact_sheet(folder / ABOUT / "contact_sheet.png", *zip(*sheet, strict=True))
@@ -108,94 +125,82 @@ def predict(args: argparse.Namespace) -> int:
     return _report(folder, membrane, failed, seconds)
 
 
-def _predict_files(
-    files: list, folder: Path, predictor, about: dict, record: dict, failed: list[str]
+def _write_masks(
+    pages, total: int, folder: Path, recipe, failed: list[str]
 ) -> tuple[dict[str, float], list]:
     """Writes the masks; returns each one's membrane fraction and the contact sheet's thumbnails."""
-    import numpy as np
+    import contextlib
+    from itertools import groupby
+
     from tqdm import tqdm
 
-    import grey
     import slices
-    from figures import make_thumbnail
-    from inference import to_mask
 
-    total = sum(pages for _, _, pages in files)
-    on_sheet = {round(i * (total - 1) / (SHEET_SLICES - 1)) for i in range(SHEET_SLICES)}
-    membrane, inverted, sheet, first, notes = {}, [], [], 0, set()
+    membrane, inverted, sheet, noted = {}, [], [], set()
     live = sys.stdout.isatty()
-
-    def note(kind: str, text: str) -> None:
-        if kind not in notes:
-            notes.add(kind)
-            (progress.write if live else print)(f"Note: {text}")
-
     state = "{n_fmt} of {total_fmt} slices, {rate_noinv_fmt}, {remaining} left"
-    with tqdm(
+    progress = tqdm(
         total=total,
         unit=" slices",
         file=sys.stdout,
         mininterval=0.1 if live else LINE_SECONDS,
         bar_format="{percentage:3.0f}% {bar} " + state if live else state + "\n",
-    ) as progress:
-        for file, target, pages in files:
-            names = [file.name] if pages == 1 else [f"{file.name}[{p + 1}]" for p in range(pages)]
-            masks, probabilities, thumbnails = [], [], []
-            known = (folder / target).exists()  # by the interrupted command that this continues
+    )
+
+    def open_file(path: Path, page):
+        if path.exists():  # by the interrupted command that this continues
+            return contextlib.nullcontext(lambda array: None)
+        return slices.writing(path, page.mask.nbytes * page.source.pages)
+
+    with progress, contextlib.closing(pages):
+        for source, parts in groupby(pages, key=lambda page: page.source):
+            found, thumbnails = {}, []
             try:
-                if known:
-                    masks = list(slices.read_pages(folder / target))
-                size = about["pixel_size"] or slices.read_pixel_size(file)
-                own = record.get("pixel_size")
-                scale = size / own if size and own else 1.0
-                if abs(scale - 1) <= SAME_SIZE:
-                    scale = 1.0
-                else:
-                    note(
-                        "scale",
-                        f"{file.name} has pixels of {size:g} nm, the model knows {own:g} nm: it "
-                        "sees it resampled, the mask has the slice's own size",
-                    )
-                for page, image in enumerate(slices.read_pages(file)):
-                    if image.size * scale**2 > slices.MAX_PIXELS:
-                        raise slices.UnreadableError(
-                            f"{file}: too large at the model's pixel size; cut it into smaller ones"
-                        )
-                    if image.ndim == 3:
-                        note("colour", f"{names[page]} is in colour; its luminance is used")
-                    normal = grey.normalise(image, **record.get("scaling", {}))
-                    if about["invert"]:
-                        normal = 2 * record.get("scaling", {}).get("mean", grey.MEAN) - normal
-                    if grey.looks_inverted(normal):
-                        inverted.append(names[page])
-                    if not known:
-                        probability = predictor(normal, scale)
-                        mask = to_mask(probability, about["threshold"])
-                        masks.append(mask * np.uint8(slices.INTERIOR))
-                        if about["probability"]:
-                            probabilities.append(grey.to_bytes(probability))
-                    if first + page in on_sheet:
-                        thumbnails.append(
-                            [names[page], *map(make_thumbnail, (normal, masks[page]))]
-                        )
-                    progress.update()
+                with contextlib.ExitStack() as files:
+                    for page in parts:
+                        if page.error:
+                            raise slices.UnreadableError(page.error)
+                        if not found:
+                            write = files.enter_context(open_file(folder / source.target, page))
+                        if page.probability is not None and not found:
+                            target = folder / "probability" / source.target
+                            write_map = files.enter_context(open_file(target, page))
+                        write(page.mask)
+                        if page.probability is not None:
+                            write_map(page.probability)
+                        found[page.name] = float((page.mask != slices.INTERIOR).mean())
+                        if page.thumbnails:
+                            thumbnails.append((page.name, *page.thumbnails))
+                        inverted += [page.name] if page.looks_inverted else []
+                        for kind, text in _remarks(page, recipe).items():
+                            if kind not in noted:
+                                noted.add(kind)
+                                (progress.write if live else print)(f"Note: {text}")
+                        progress.update()
             except slices.UnreadableError as error:
                 failed.append(str(error))
-                progress.update(first + pages - progress.n)
+                progress.update(source.pages - len(found))
             else:
-                if probabilities:
-                    slices.write_pages(folder / "probability" / target, probabilities)
-                if not known:
-                    slices.write_pages(folder / target, masks)
+                membrane |= found
                 sheet += thumbnails
-                for name, mask in zip(names, masks, strict=True):
-                    membrane[name] = float((mask != slices.INTERIOR).mean())
-            first += pages
     if len(inverted) > total / 2:
         others = f" and {len(inverted) - 1} more" if len(inverted) > 1 else ""
-        advice = "after --invert: try without" if about["invert"] else "if so, add --invert"
+        advice = "after --invert: try without" if recipe.invert else "if so, add --invert"
         print(f"Note: {inverted[0]}{others} look like bright membranes on dark cells; {advice}")
     return membrane, sheet
+
+
+def _remarks(page, recipe) -> dict[str, str]:
+    """Returns what is worth a remark about how a page was treated, by kind."""
+    remarks = {}
+    if page.in_colour:
+        remarks["colour"] = f"{page.name} is in colour; its luminance is used"
+    if page.scale != 1.0:
+        remarks["scale"] = (
+            f"{page.source.file.name} has pixels of {page.pixel_size:g} nm, the model knows "
+            f"{recipe.pixel_size:g} nm: it sees it resampled, the mask has the slice's own size"
+        )
+    return remarks
 
 
 def _fingerprint(files: list[Path]) -> str:
@@ -217,16 +222,17 @@ def _test_slices(record: dict) -> Path:
     return data_set.test
 
 
-def _find_files(source: Path) -> tuple[list[tuple[Path, str, int]], list[str]]:
-    """Returns (file, name of its mask, number of slices) for each input, and unusable files."""
+def _find_files(source: Path, max_pixels: int) -> tuple[list, list[str]]:
+    """Returns the `pipeline.Source` of each usable file, and why the others are not."""
+    from pipeline import Source
     from slices import UnreadableError, UserError, count_pages, list_images
 
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; name the slices to predict")
-    files, failed, taken = [], [], {}
+    sources, failed, taken, first = [], [], {}, 0
     for file in list_images(source) if source.is_dir() else [source]:
         try:
-            pages = count_pages(file)
+            pages = count_pages(file, max_pixels)
         except UnreadableError as error:
             failed.append(str(error))
             continue
@@ -236,8 +242,9 @@ def _find_files(source: Path) -> tuple[list[tuple[Path, str, int]], list[str]]:
             raise UserError(
                 f"{other} and {file.name} would both be written to {target}; rename one of them"
             )
-        files.append((file, target, pages))
-    return files, failed
+        sources.append(Source(file, target, pages, first))
+        first += pages
+    return sources, failed
 
 
 def _claim_output(wanted: str | None, source: Path, about: dict) -> Path:

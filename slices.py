@@ -9,7 +9,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -63,12 +64,12 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(files, key=lambda path: (natural_key(path.name), path.name))
 
 
-def count_pages(path: Path) -> int:
+def count_pages(path: Path, max_pixels: int = MAX_PIXELS) -> int:
     """Returns how many slices `path` holds: the pages of a TIFF, otherwise 1."""
     if path.suffix.lower() not in TIFF_SUFFIXES:
         return 1
     with _reading(path), _open_tiff(path) as tiff:
-        return sum(count for _, count in _tiff_series(tiff))
+        return sum(count for _, count in _tiff_series(tiff, max_pixels))
 
 
 def read_pixel_size(path: Path) -> float | None:
@@ -90,11 +91,12 @@ def read_pixel_size(path: Path) -> float | None:
     return size if PIXEL_SIZES[0] <= size <= PIXEL_SIZES[1] else None
 
 
-def read_pages(path: Path) -> Iterator[np.ndarray]:
+def read_pages(path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[np.ndarray]:
     """Yields the slices of an image file, one at a time.
 
     Args:
         path: PNG, TIFF (also multi-page), JPEG or BMP.
+        max_pixels: of one slice; what claims more is refused before it is decoded.
 
     Yields:
         Arrays (height, width), or (height, width, 3) for colour, in the file's own dtype (1-bit
@@ -103,8 +105,8 @@ def read_pages(path: Path) -> Iterator[np.ndarray]:
     Raises:
         UnreadableError: the file is no image, is damaged, or holds NaN or infinity.
     """
-    pages = _read_tiff(path) if path.suffix.lower() in TIFF_SUFFIXES else _read_picture(path)
-    for page in pages:
+    read = _read_tiff if path.suffix.lower() in TIFF_SUFFIXES else _read_picture
+    for page in read(path, max_pixels):
         if page.ndim not in (2, 3) or not page.size:
             raise UnreadableError(
                 f"{path}: an image of shape {page.shape}; expected (height, width)"
@@ -154,17 +156,28 @@ def whole_file(path: Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
-def write_pages(path: Path, pages: Sequence[np.ndarray]) -> None:
-    """Writes uint8 (height, width) arrays as one PNG or, if `path` is a TIFF, as its pages."""
+@contextlib.contextmanager
+def writing(path: Path, nbytes: int = 0) -> Iterator[Callable[[np.ndarray], None]]:
+    """Gives a function that writes uint8 (height, width) arrays, whole file or none.
+
+    Args:
+        path: one PNG, or a TIFF that each array becomes a page of.
+        nbytes: about how many they will be in all; the form of a huge TIFF is another one.
+    """
     with whole_file(path) as part:
         if path.suffix.lower() in TIFF_SUFFIXES:
-            big = sum(page.nbytes for page in pages) > 2**31
-            with tifffile.TiffWriter(part, bigtiff=big) as tiff:
-                for page in pages:
-                    tiff.write(page, photometric="minisblack", compression="zlib", metadata=None)
+            with tifffile.TiffWriter(part, bigtiff=nbytes > 2**31) as tiff:
+                kind = {"photometric": "minisblack", "compression": "zlib", "metadata": None}
+                yield partial(tiff.write, **kind)
         else:
-            (page,) = pages
-            Image.fromarray(page).save(part, format="PNG")
+            yield lambda page: Image.fromarray(page).save(part, format="PNG")
+
+
+def write_pages(path: Path, pages: Sequence[np.ndarray]) -> None:
+    """Writes uint8 (height, width) arrays as one PNG or, if `path` is a TIFF, as its pages."""
+    with writing(path, sum(page.nbytes for page in pages)) as write:
+        for page in pages:
+            write(page)
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -199,10 +212,10 @@ def _reading(path: Path) -> Iterator[None]:
         raise UnreadableError(f"{path}: cannot be read as an image ({first_line(error)})") from None
 
 
-def _read_picture(path: Path) -> Iterator[np.ndarray]:
+def _read_picture(path: Path, max_pixels: int) -> Iterator[np.ndarray]:
     Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is that of photographs
     with _reading(path), Image.open(path) as picture:
-        _check_size(path, picture.size)
+        _check_size(path, picture.size, max_pixels)
         if picture.format == "PNG":  # of which Pillow drops the low bytes of 16-bit colour
             image = imagecodecs.png_decode(path.read_bytes())
         else:
@@ -211,10 +224,13 @@ def _read_picture(path: Path) -> Iterator[np.ndarray]:
     yield _without_alpha(image)
 
 
-def _check_size(path: Path, size: Sequence[int]) -> None:
-    if math.prod(size) > MAX_PIXELS:
+def _check_size(path: Path, size: Sequence[int], max_pixels: int) -> None:
+    if math.prod(size) > max_pixels:
         claim = "x".join(map(str, size))
-        raise UnreadableError(f"{path}: {claim} px, over {MAX_PIXELS:,}; cut it into smaller ones")
+        raise UnreadableError(
+            f"{path}: {claim} px, over {max_pixels:,}; cut it into smaller ones, or raise "
+            "predict.py's --max-pixels"
+        )
 
 
 def _without_alpha(image: np.ndarray) -> np.ndarray:
@@ -228,13 +244,15 @@ def _open_tiff(path: Path) -> tifffile.TiffFile:
     return tifffile.TiffFile(path, is_ome=False)  # an OME set would give every file all its pages
 
 
-def _tiff_series(tiff: tifffile.TiffFile) -> list[tuple[tifffile.TiffPageSeries, int]]:
+def _tiff_series(
+    tiff: tifffile.TiffFile, max_pixels: int
+) -> list[tuple[tifffile.TiffPageSeries, int]]:
     """Returns each series of slices in an open TIFF with its number of slices."""
     path = Path(tiff.filehandle.path)
     if len({(_plane(series), series.dtype) for series in tiff.series}) != 1:
         raise UnreadableError(f"{path}: its pages differ in size or kind; save them separately")
     for series in tiff.series:
-        _check_size(path, series.keyframe.shape[:2])
+        _check_size(path, series.keyframe.shape[:2], max_pixels)
         if series.keyframe.photometric not in PHOTOMETRICS:
             kind = getattr(series.keyframe.photometric, "name", series.keyframe.photometric)
             raise UnreadableError(f"{path}: its colours are {kind}; save it as grey or RGB")
@@ -247,9 +265,9 @@ def _plane(series: tifffile.TiffPageSeries) -> tuple[int, ...]:
     return tuple(length for length, axis in named if axis in "YXS")
 
 
-def _read_tiff(path: Path) -> Iterator[np.ndarray]:
+def _read_tiff(path: Path, max_pixels: int) -> Iterator[np.ndarray]:
     with _reading(path), _open_tiff(path) as tiff:
-        for series, count in _tiff_series(tiff):
+        for series, count in _tiff_series(tiff, max_pixels):
             if len(series.pages) == count:
                 pages = (page.asarray() for page in series.pages)
             else:  # ImageJ and others can store many slices under one page

@@ -127,6 +127,15 @@ def test_borders_that_come_together_count_as_one():
     assert cells[1] == cells[2] == cells[3] == cells[4]
 
 
+def test_a_large_slice_is_masked_in_windows_as_it_is_whole(monkeypatch):
+    probability = np.tile(two_cells(), (3, 2))
+    whole = inference.to_mask(probability, 0.5)
+    monkeypatch.setattr(inference, "WINDOW", 48)
+    monkeypatch.setattr(inference, "WINDOW_HALO", 64)
+    assert (inference.to_mask(probability, 0.5) == whole).mean() > 0.999
+    assert probability.shape > (2 * 48, 48) and 0.05 < whole.mean() < 0.99
+
+
 def test_a_slice_is_predicted_at_the_scale_the_network_knows():
     predict = Predictor(unet.build_unet((2, 2)))
     compute, sizes = predict.predict_batch, []

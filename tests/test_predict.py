@@ -91,9 +91,9 @@ def measured(outputs, tmp_path, monkeypatch):
 def test_a_slice_is_resampled_to_the_models_pixel_size(measured, tmp_path, monkeypatch, capsys):
     scales, untouched = [], Predictor.__call__
 
-    def watch(self, image, scale=1.0):
+    def watch(self, image, scale=1.0, *normalise):
         scales.append(scale)
-        return untouched(self, image, scale)
+        return untouched(self, image, scale, *normalise)
 
     monkeypatch.setattr(Predictor, "__call__", watch)
     image, _ = synthetic.make_slice(60, 50, 1)
@@ -180,6 +180,12 @@ def test_nothing_but_bad_files_is_a_failure(outputs, tmp_path):
     assert run(tmp_path / "in", "--output", tmp_path / "masks") == 2
 
 
+def test_a_slice_over_the_limit_is_refused_and_the_rest_done(outputs, folder, tmp_path, capsys):
+    assert run(folder, "--output", tmp_path / "masks", "--max-pixels", "2000") == 1
+    assert "c.jpg: 64x64 px, over 2,000" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "masks").glob("*.png")} == {"a.png", "b 2.png"}
+
+
 @pytest.mark.parametrize("twin", ["a.tif", "A.jpg"])
 def test_two_slices_of_one_name_are_refused_before_work(outputs, folder, tmp_path, capsys, twin):
     Image.new("L", (9, 9)).save(folder / twin)
@@ -197,7 +203,7 @@ def test_masks_are_never_overwritten(outputs, folder, tmp_path, capsys):
 
 
 def test_its_own_unfinished_work_is_continued(outputs, folder, tmp_path, monkeypatch, capsys):
-    fail_at(monkeypatch, slices, "write_pages", 2, MemoryError)
+    fail_at(monkeypatch, slices, "writing", 2, MemoryError)
     with pytest.raises(MemoryError):
         run(folder, "--output", tmp_path / "masks")
     before = (tmp_path / "masks/a.png").stat().st_mtime_ns
@@ -212,7 +218,7 @@ def test_its_own_unfinished_work_is_continued(outputs, folder, tmp_path, monkeyp
 
 
 def test_changed_slices_are_not_mixed_into_unfinished_work(outputs, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(slices, "write_pages", lambda *args: 1 / 0)
+    monkeypatch.setattr(slices, "writing", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(folder, "--output", tmp_path / "masks")
     Image.new("L", (40, 50)).save(folder / "a.png")
@@ -230,12 +236,13 @@ def test_flips_are_averaged_unless_refused(outputs, folder, tmp_path):
 
 
 def test_the_runs_own_scaling_is_used(outputs, folder, tmp_path, monkeypatch):
-    used, untouched = [], grey.normalise
+    used, untouched = [], grey.normaliser
     monkeypatch.setattr(
-        grey, "normalise", lambda image, **scaling: used.append(scaling) or untouched(image)
+        grey, "normaliser", lambda image, **how: used.append(how) or untouched(image, **how)
     )
     assert run(folder, "--output", tmp_path / "masks") == 0
-    assert used[0] == json.loads((outputs / "small/run.json").read_text())["scaling"]
+    scaling = json.loads((outputs / "small/run.json").read_text())["scaling"]
+    assert used[0] == scaling | {"invert": False}
 
 
 def test_the_input_folder_is_never_written_to(outputs, folder, capsys):
