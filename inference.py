@@ -22,9 +22,9 @@ from grey import resize
 from slices import UserError, first_line
 from unet import stride_and_radius
 
-TILE = 1024  # px; slices up to this size are one tile
+TILE = 512  # px; slices up to this size are one tile
 TURNS = tuple((turns, flip) for turns in range(4) for flip in (1, -1))  # first: as it is
-WINDOW, WINDOW_HALO = 2048, 256  # px, of what one mask is made from
+WINDOW, WINDOW_HALO = 1024, 128  # px, of what one mask is made from
 UNDECIDED = 0.5  # a pixel above is rather interior than membrane
 SMOOTHING, APART = 1.5, 6  # px: of the distance to membrane, and between two basins' first spots
 CERTAIN = 1e-4  # a border's log-odds count no further than those of this probability
@@ -66,7 +66,7 @@ def to_mask(probability: np.ndarray, threshold: float) -> np.ndarray:
     log-odds of "interior" along their border are joined, again and again, borders that come to lie
     between the same two counting as one (mean boundary agglomeration), while that mean exceeds the
     threshold's. So a gap is closed when the rest of its membrane is there, and the mask hardly
-    depends on the threshold. A slice beyond 2048 px is judged in overlapping windows of that size:
+    depends on the threshold. A slice beyond 1024 px is judged in overlapping windows of that size:
     memory and time stay in proportion, and a border counts as far as its window shows it.
 
     Args:
@@ -94,7 +94,8 @@ def _mask_window(probability: np.ndarray, threshold: float) -> np.ndarray:
     sure = probability > threshold
     if sure.all() or not sure.any():
         return mask
-    depth = ndimage.gaussian_filter(ndimage.distance_transform_edt(sure), SMOOTHING)
+    steps = ndimage.distance_transform_cdt(sure, "taxicab").astype(np.float32)
+    depth = ndimage.gaussian_filter(steps, SMOOTHING)
     peaks = sure & (depth == ndimage.maximum_filter(depth, 2 * APART + 1))
     seeds = connected_components(peaks, connectivity=2)
     basins = watershed(-probability, seeds, connectivity=1)
