@@ -1,0 +1,484 @@
+"""Measures speed and memory beside what people would use instead: Keras, PyTorch, ONNX, OpenVINO.
+
+pip install -r requirements/bench.txt
+python benchmarks/speed.py            every engine, table and ratios; about twenty minutes
+python benchmarks/speed.py --quick    the same with fewer rounds, under five minutes
+
+Every engine has the weights of outputs/pretrained, the same real slices, and a process of its own.
+The processes take turns, one works while the others wait: a noisy machine is unfair to none.
+What is reported is the median of the rounds. Before any timing all must give the same P(interior).
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+STARTED = time.time()
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+import doors  # noqa: E402 the repository's modules lie one folder up
+
+RESULT = HERE / "speed.json"
+MODEL = HERE.parent / "outputs" / "pretrained" / "model.keras"
+SIDES = (512, 256)  # px: whole slices, or tiles; each engine is reported at its better one
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}  # of P(interior), at most
+NETWORKS = (  # network alone: engine and precision
+    ("ours", "bfloat16"),
+    ("ours", "float32"),
+    ("Keras model.predict", "float32"),
+    ("Keras model.predict", "bfloat16"),
+    ("PyTorch", "float32"),
+    ("PyTorch", "bfloat16"),
+    ("PyTorch compiled", "bfloat16"),
+    ("ONNX Runtime", "float32"),
+    ("OpenVINO latency", "bfloat16"),
+    ("OpenVINO throughput", "bfloat16"),
+)
+PIPELINES = ("ours", "naive Keras")  # files to mask files
+TRAININGS = ("ours", "ours, one constant batch", "PyTorch")
+SLICES, QUICK_SLICES = 24, 8  # per round
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Returns the flags."""
+    parser = doors.Parser(prog="speed.py", description=__doc__)
+    parser.add_argument("--data", default="kaggle", help="as for train.py; default: %(default)s")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and slices")
+    parser.add_argument("--engine", nargs=3, help=argparse.SUPPRESS)  # what a process is to be
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit status."""
+    args = parse_args(argv)
+    return doors.run(serve if args.engine else measure, args, "speed.py")
+
+
+def measure(args: argparse.Namespace) -> int:
+    """Starts every engine, lets them take turns, prints the table and the ratios."""
+    rounds, count = (5, QUICK_SLICES) if args.quick else (9, SLICES)
+    with tempfile.TemporaryDirectory() as scratch:
+        write_slices(args.data, count, Path(scratch, "slices"))
+        jobs = [("network", *engine) for engine in NETWORKS]
+        jobs += [("pipeline", engine, "") for engine in PIPELINES]
+        jobs += [("training", engine, "bfloat16") for engine in TRAININGS]
+        results = []
+        for kind in ("network", "pipeline", "training"):
+            group = [Engine(job, scratch) for job in jobs if job[0] == kind]
+            if kind == "network":
+                check_alike(group)
+            for _ in range(rounds):
+                for engine in group:
+                    engine.take_turn()
+            results += [engine.finish() for engine in group]
+    RESULT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(draw_table(results), "", *draw_ratios(results), sep="\n")
+    return 0
+
+
+class Engine:
+    """A process that works when told to.
+
+    Args:
+        job: kind, engine and precision.
+        scratch: the folder with the slices, for its own files as well.
+    """
+
+    def __init__(self, job: tuple[str, str, str], scratch: str):
+        self.job, self.times = job, []
+        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "SCRATCH": scratch}
+        command = [sys.executable, __file__, "--engine", *job]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, env=environment, text=True
+        )
+        self.begun = self.read()
+
+    def read(self) -> dict:
+        """Returns the next answer."""
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        raise SystemExit(f"{' '.join(self.job)}: ended with status {self.process.wait()}")
+
+    def take_turn(self) -> None:
+        """Lets it work once."""
+        print("go", file=self.process.stdin, flush=True)
+        self.times.append(self.read()["seconds"])
+
+    def finish(self) -> dict:
+        """Ends it and returns what is known of it."""
+        self.process.stdin.close()
+        end = self.read()
+        self.process.wait()
+        seconds = {
+            side: statistics.median(times[side] for times in self.times) for side in self.times[0]
+        }
+        work = self.begun["work"]
+        side = max(work, key=lambda one: work[one] / seconds[one])
+        kind, engine, precision = self.job
+        return {
+            "kind": kind,
+            "engine": engine,
+            "precision": precision,
+            "best": side,
+            "rate": work[side] / seconds[side],
+            "first": self.begun["first"],
+            "peak_mib": end["peak_mib"],
+        }
+
+
+def check_alike(engines: list[Engine]) -> None:
+    """Stops when an engine's P(interior) is not that of the first float32 one."""
+    import numpy as np
+
+    maps = [np.load(engine.begun["map"]) for engine in engines]
+    reference = next(m for m, e in zip(maps, engines, strict=True) if e.job[2] == "float32")
+    for engine, one in zip(engines, maps, strict=True):
+        error = float(np.abs(one - reference).max())
+        if not error <= TOLERANCE[engine.job[2]]:
+            raise SystemExit(f"{' '.join(engine.job)}: P(interior) differs by {error:.2g}")
+
+
+def write_slices(source: str, count: int, folder: Path) -> None:
+    """Writes the first slices of a data set as PNG files of 512x512."""
+    doors.import_tensorflow_quietly()
+    import data
+    import grey
+    import runs
+    import slices
+
+    data_set = data.find_data_set(source, runs.OUTPUTS / runs.DRAWN)
+    for name, image in list(slices.read_named(data_set.images))[:count]:
+        slices.write_pages(folder / f"{name}.png", [grey.to_grey(image)])
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Is one engine: prepares, computes a first result, then works whenever a line comes in."""
+    import resource
+
+    kind, engine, precision = args.engine
+    scratch = Path(os.environ["SCRATCH"])
+    make = {"network": make_network, "pipeline": make_pipeline, "training": make_training}[kind]
+    work, rounds, about = make(engine, precision, scratch)
+    for run in rounds.values():
+        run()
+    first = about.pop("first", time.time() - STARTED)
+    print(json.dumps({"work": work, "first": first, **about}), flush=True)
+    for _ in sys.stdin:
+        seconds = {}
+        for side, run in rounds.items():
+            began = time.perf_counter()
+            run()
+            seconds[side] = time.perf_counter() - began
+        print(json.dumps({"seconds": seconds}), flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"peak_mib": peak}), flush=True)
+    return 0
+
+
+def make_network(engine: str, precision: str, scratch: Path) -> tuple[dict, dict, dict]:
+    """Returns Mpixel per round, the rounds, and what else is known, of a network alone."""
+    import numpy as np
+
+    predict_all, name = PREPARE[engine](precision), f"{engine}-{precision}".replace(" ", "-")
+    images = read_slices(scratch)
+    tiles = {side: cut(images, side) for side in SIDES}
+    first = predict_all(tiles[512][:1])
+    elapsed = time.time() - STARTED
+    np.save(scratch / f"{name}.npy", np.asarray(first[0], np.float32).reshape(512, 512))
+    rounds = {str(side): lambda t=t: predict_all(t) for side, t in tiles.items()}
+    work = {str(side): len(t) * side**2 / 1e6 for side, t in tiles.items()}
+    return work, rounds, {"map": str(scratch / f"{name}.npy"), "first": elapsed}
+
+
+def read_slices(scratch: Path) -> list:
+    """Returns the slices, normalised."""
+    import grey
+    import slices
+
+    return [grey.normalise(image) for _, image in slices.read_named(scratch / "slices")]
+
+
+def cut(images: list, side: int) -> list:
+    """Returns tiles of side x side px."""
+    starts = range(0, 512, side)
+    return [image[t : t + side, s : s + side] for image in images for t in starts for s in starts]
+
+
+def load_keras(precision: str):
+    """Returns the network in a precision."""
+    doors.import_tensorflow_quietly()
+    import unet
+    from inference import load_network
+
+    dtype = {"float32": "float32", "bfloat16": "mixed_bfloat16"}[precision]
+    return unet.with_dtype(load_network(MODEL), dtype)
+
+
+def prepare_ours(precision: str) -> Callable:
+    """Returns a function from tiles to maps: this repository, several tiles in flight."""
+    doors.import_tensorflow_quietly()
+    workers = doors.share_cores()
+    from inference import Predictor
+
+    predict = Predictor(load_keras(precision), tta=False)
+    pool = ThreadPoolExecutor(workers)
+    return lambda tiles: list(pool.map(predict, tiles))
+
+
+def prepare_keras(precision: str) -> Callable:
+    """Returns the same: `model.predict`, one tile at a time, as tutorials do it."""
+    network = load_keras(precision)
+    return lambda tiles: [network.predict(t[None, ..., None], verbose=0) for t in tiles]
+
+
+def prepare_pytorch(precision: str, compiled: bool = False) -> Callable:
+    """Returns the same: PyTorch, one tile at a time."""
+    import torch
+
+    network = build_pytorch().eval().to(memory_format=torch.channels_last)
+    if precision == "bfloat16":
+        network = network.to(torch.bfloat16)
+    run = torch.compile(network) if compiled else network
+    dtype = getattr(torch, precision)
+
+    def predict(tiles):
+        with torch.inference_mode():
+            batches = (torch.from_numpy(t.copy())[None, None].to(dtype) for t in tiles)
+            return [run(batch).float().numpy() for batch in batches]
+
+    return predict
+
+
+def write_onnx() -> Path:
+    """Writes the network as ONNX, by PyTorch's exporter, and returns the file."""
+    import torch
+
+    path = Path(os.environ["SCRATCH"], f"network-{os.getpid()}.onnx")
+    names = {"input_names": ["image"], "output_names": ["probability"]}
+    axes = {name: {2: "height", 3: "width"} for name in ("image", "probability")}
+    example = torch.zeros(1, 1, 512, 512)
+    torch.onnx.export(
+        build_pytorch().eval(), (example,), path, dynamo=False, dynamic_axes=axes, **names
+    )
+    return path
+
+
+def prepare_onnx(precision: str) -> Callable:
+    """Returns the same: ONNX Runtime."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(write_onnx(), providers=["CPUExecutionProvider"])
+    return lambda tiles: [session.run(None, {"image": t[None, None]})[0] for t in tiles]
+
+
+def prepare_openvino(precision: str, hint: str) -> Callable:
+    """Returns the same: OpenVINO, asynchronous where the hint is THROUGHPUT."""
+    import openvino
+
+    kind = {"float32": "f32", "bfloat16": "bf16"}[precision]
+    options = {"PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": kind}
+    core = openvino.Core()
+    compiled = {}
+    for side in SIDES:
+        network = core.read_model(write_onnx())
+        network.reshape([1, 1, side, side])
+        compiled[side] = core.compile_model(network, "CPU", options)
+
+    def predict(tiles):
+        maps = [None] * len(tiles)
+        queue = openvino.AsyncInferQueue(compiled[tiles[0].shape[0]])
+
+        def keep(request, place):
+            maps[place] = request.get_output_tensor().data.copy()
+
+        queue.set_callback(keep)
+        for place, tile in enumerate(tiles):
+            queue.start_async([tile[None, None]], place)
+        queue.wait_all()
+        return maps
+
+    return predict
+
+
+PREPARE = {
+    "ours": prepare_ours,
+    "Keras model.predict": prepare_keras,
+    "PyTorch": prepare_pytorch,
+    "PyTorch compiled": lambda precision: prepare_pytorch(precision, compiled=True),
+    "ONNX Runtime": prepare_onnx,
+    "OpenVINO latency": lambda precision: prepare_openvino(precision, "LATENCY"),
+    "OpenVINO throughput": lambda precision: prepare_openvino(precision, "THROUGHPUT"),
+}
+
+
+def build_pytorch():
+    """Returns the network in PyTorch, with the same weights."""
+    import torch
+    from torch import nn
+
+    network = load_keras("float32")
+    kernels = {layer.name: layer for layer in network.layers if layer.weights}
+
+    def convolve(name):
+        layer = kernels[name]
+        kernel, bias = (torch.from_numpy(w.numpy()) for w in layer.weights)
+        size, dilation = layer.kernel_size[0], layer.dilation_rate[0]
+        copy = nn.Conv2d(*kernel.shape[2:], size, padding=dilation * (size // 2), dilation=dilation)
+        copy.weight.data = kernel.permute(3, 2, 0, 1).contiguous()
+        copy.bias.data = bias
+        return copy
+
+    class UNet(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolutions = nn.ModuleDict({name: convolve(name) for name in kernels})
+
+        def twice(self, stage, x):
+            for number in (1, 2):
+                x = torch.relu(self.convolutions[f"{stage}_conv{number}"](x))
+            return x
+
+        def forward(self, x):
+            skips = []
+            for stage in ("encoder1", "encoder2"):
+                x = self.twice(stage, x)
+                skips.append(x)
+                x = nn.functional.max_pool2d(x, 2)
+            x = self.twice("bridge", x)
+            for stage in ("decoder2", "decoder1"):
+                x = nn.functional.interpolate(x, scale_factor=2, mode="nearest")
+                x = self.twice(stage, torch.cat([skips.pop(), x], 1))
+            return torch.sigmoid(self.convolutions["probability"](x).float())
+
+    return UNet()
+
+
+def make_pipeline(engine: str, precision: str, scratch: Path) -> tuple[dict, dict, dict]:
+    """Returns Mpixel per round and the round, from a folder of slices to a folder of masks."""
+    folder = scratch / "slices"
+    count = len(list(folder.iterdir()))
+    if engine == "ours":
+        import contextlib
+        import io
+
+        import predict
+
+        def run():
+            with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()):
+                if predict.main(
+                    [str(folder), "--model", "pretrained", "--no-tta", "--output", out]
+                ):
+                    raise SystemExit("predict.py failed")
+    else:
+        import numpy as np
+        from PIL import Image
+
+        network = load_keras("float32")
+
+        def run():
+            with tempfile.TemporaryDirectory() as out:
+                for path in sorted(folder.iterdir()):
+                    image = np.asarray(Image.open(path), np.float32) / 255
+                    probability = network.predict(image[None, ..., None], verbose=0)[0, ..., 0]
+                    mask = (probability > 0.5) * np.uint8(255)
+                    Image.fromarray(mask).save(Path(out, path.name))
+
+    return {"512": count * 512**2 / 1e6}, {"512": run}, {}
+
+
+def make_training(engine: str, precision: str, scratch: Path) -> tuple[dict, dict, dict]:
+    """Returns tiles per round, and the round: some steps with batches of 8 tiles of 256x256."""
+    import numpy as np
+
+    steps, batch = 12, 8
+    if engine == "PyTorch":
+        import torch
+
+        network = build_pytorch().to(memory_format=torch.channels_last)
+        optimizer = torch.optim.Adam(network.parameters(), 1e-4)
+        image, label = torch.rand(2, batch, 1, 256, 256)
+        label = label.round()
+
+        def run():
+            for _ in range(steps):
+                optimizer.zero_grad()
+                with torch.autocast("cpu", torch.bfloat16):
+                    probability = network(image)
+                loss = torch.nn.functional.binary_cross_entropy(probability, label)
+                loss.backward()
+                optimizer.step()
+    else:
+        network = load_keras(precision)
+        import tensorflow as tf
+
+        import fit
+        from muon import Muon
+        from tiles import TileSampler
+
+        images = read_slices(scratch)
+        sampler = TileSampler(images, [image > np.median(image) for image in images], 0)
+        if engine != "ours":
+            constant = sampler(tf.range(batch, dtype=tf.int64))
+            sampler = lambda numbers: constant  # noqa: E731
+        model = fit.TileTraining(network, sampler)
+        model.compile(optimizer=Muon(1e-4), loss="binary_crossentropy")
+        numbers = tf.data.Dataset.range(steps * batch).batch(batch, drop_remainder=True).repeat()
+        feed = iter(numbers)
+
+        def run():
+            model.fit(feed, steps_per_epoch=steps, verbose=0)
+
+    return {"256": steps * batch}, {"256": run}, {}
+
+
+def draw_table(results: list[dict]) -> str:
+    """Returns the results in Markdown."""
+    lines = [
+        "| what | engine | precision | speed | at | first result | peak memory |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    units = {"network": "Mpixel/s", "pipeline": "Mpixel/s", "training": "tiles/s"}
+    for row in results:
+        cells = (
+            *(row["kind"], row["engine"], row["precision"]),
+            f"{row['rate']:.1f} {units[row['kind']]}",
+            f"{row['best']} px",
+            f"{row['first']:.1f} s",
+            f"{row['peak_mib']:.0f} MiB",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw_ratios(results: list[dict]) -> list[str]:
+    """Returns how many times as fast as others this repository is, one line each."""
+    rate = {(row["kind"], row["engine"], row["precision"]): row["rate"] for row in results}
+
+    def ratio(kind: str, one: tuple[str, str], other: tuple[str, str]) -> str:
+        return f"{rate[kind, *one] / rate[kind, *other]:.2f}"
+
+    ours, constant, torch = ((name, "bfloat16") for name in TRAININGS)
+    openvino, naive = ("OpenVINO throughput", "bfloat16"), (("ours", ""), ("naive Keras", ""))
+    overhead = rate["training", *constant] / rate["training", *ours] - 1
+    return [
+        f"network_vs_openvino: {ratio('network', ours, openvino)}",
+        f"network_vs_pytorch: {ratio('network', ours, torch)}",
+        f"pipeline_vs_naive_keras: {ratio('pipeline', *naive)}",
+        f"training_vs_pytorch: {ratio('training', ours, torch)}",
+        f"pipeline_overhead_of_augmentation: {overhead:.1%}",
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import pipeline
+from pipeline import Recipe, Source, predict_pages
+
+
+class Watched:
+    """A predictor that is slower with dark slices, and knows how many it had at once."""
+
+    def __init__(self):
+        self.now, self.most, self.lock = 0, 0, threading.Lock()
+
+    def __call__(self, image, scale, normalise):
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        time.sleep(0.05 if image.mean() < 128 else 0.01)
+        with self.lock:
+            self.now -= 1
+        return normalise(image).clip(0, 1)
+
+
+@pytest.fixture
+def sources(tmp_path):
+    found = []
+    for number in range(8):
+        path = tmp_path / f"{number}.png"
+        image = np.random.default_rng(number).integers(0, 256 if number % 2 else 128, (20, 30))
+        Image.fromarray(image.astype(np.uint8)).save(path)
+        found.append(Source(path, path.name, 1, number))
+    return found
+
+
+def recipe(predictor, **others):
+    known = {
+        "threshold": 0.5,
+        "scaling": {},
+        "pixel_size": None,
+        "given_size": None,
+        "invert": False,
+        "probability": True,
+        "max_pixels": 10_000,
+        "on_sheet": frozenset({3}),
+    }
+    return Recipe(predictor, **known | others)
+
+
+def test_pages_come_in_order_though_several_are_computed_at_once(sources, tmp_path):
+    predictor = Watched()
+    pages = list(predict_pages(sources, tmp_path / "masks", recipe(predictor), 3))
+    assert [page.name for page in pages] == [source.file.name for source in sources]
+    assert 1 < predictor.most <= 3
+    assert all(page.mask.shape == page.probability.shape == (20, 30) for page in pages)
+    assert [bool(page.thumbnails) for page in pages] == [number == 3 for number in range(8)]
+
+
+def test_huge_slices_are_computed_one_at_a_time(sources, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "PIXELS_IN_FLIGHT", 100)
+    predictor = Watched()
+    assert len(list(predict_pages(sources, tmp_path / "masks", recipe(predictor), 3))) == 8
+    assert predictor.most == 1
+
+
+def test_a_damaged_file_has_its_place_and_reason(sources, tmp_path):
+    sources[4].file.write_bytes(sources[4].file.read_bytes()[:60])
+    pages = list(predict_pages(sources, tmp_path / "masks", recipe(Watched()), 3))
+    assert [bool(page.error) for page in pages] == [number == 4 for number in range(8)]
+    assert "4.png" in pages[4].error
+
+
+def test_masks_that_lie_there_are_not_computed_again(sources, tmp_path):
+    (tmp_path / "masks").mkdir()
+    Image.new("L", (30, 20), 7).save(tmp_path / "masks/5.png")
+    pages = list(predict_pages(sources, tmp_path / "masks", recipe(Watched()), 3))
+    assert (pages[5].mask == 7).all() and pages[5].probability is None
+
+
+def test_leaving_early_leaves_no_work_behind(sources, tmp_path):
+    before = threading.active_count()
+    pages = predict_pages(sources, tmp_path / "masks", recipe(Watched()), 3)
+    next(pages)
+    pages.close()
+    assert threading.active_count() == before
