@@ -18,8 +18,10 @@ from pathlib import Path
 
 import doors
 
-EPOCHS, EPOCHS_SYNTHETIC, EPOCHS_INIT = 120, 30, 30
-LEARNING_RATE, LEARNING_RATE_INIT = 1e-2, 3e-3
+EPOCHS, EPOCHS_SYNTHETIC, EPOCHS_INIT = 240, 30, 30
+LEARNING_RATE, LEARNING_RATE_LOW = 1e-2, 3e-3  # low: with --init, and for deep networks
+DILATION, DILATION_DEEP = 2, 1  # a deep network sees far enough without
+DEEP = 4  # stages, the bridge counted
 TILES_PER_EPOCH = 96
 LEARNT = 0.1  # membrane IoU on the training tiles; one below is a failed training
 
@@ -44,14 +46,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="tiles; default: %(default)s",
     )
     rate_help = (
-        f"the highest of the schedule; default: {LEARNING_RATE} ({LEARNING_RATE_INIT} with --init)"
+        f"the highest of the schedule; default: {LEARNING_RATE} ({LEARNING_RATE_LOW} with --init, "
+        f"or with {DEEP} --filters or more)"
     )
     add("--learning-rate", type=doors.positive(float), metavar="RATE", help=rate_help)
     filters_help = "of each encoder stage and of the bridge; default: %(default)s"
     filters = {"type": doors.positive(int), "nargs": "+", "default": [16, 32, 64], "metavar": "N"}
     add("--filters", **filters, help=filters_help)
-    dilation_help = "of the bridge: N, then N squared; 1 sees less far; default: %(default)s"
-    add("--dilation", type=doors.positive(int), default=2, metavar="N", help=dilation_help)
+    dilation_help = (
+        f"of the bridge: N, then N squared; 1 sees less far; default: {DILATION} ({DILATION_DEEP} "
+        f"with {DEEP} --filters or more)"
+    )
+    add("--dilation", type=doors.positive(int), metavar="N", help=dilation_help)
     val_help = (
         "slices to hold out, counted from 1 in sorted order, or none; default: the last fifth"
     )
@@ -137,6 +143,8 @@ def train(args: argparse.Namespace) -> int:
         raise UserError(
             f"--filters: {len(args.filters)} stages do not fit a tile of {tiles.TILE} px"
         )
+    if record is None:
+        settle_schedule(args, initial is not None, data_set.is_synthetic)
     network = unet.with_dtype(initial or unet.build_unet(args.filters, args.dilation), dtype)
     begun = f", starting from {args.init}" if args.init else ""
     print(
@@ -146,7 +154,6 @@ def train(args: argparse.Namespace) -> int:
     if record is None:
         if initial and not (held_out.names or args.threshold):
             args.threshold = initial_record["threshold"]
-        settle_schedule(args, initial is not None, data_set.is_synthetic)
         args.pixel_size = args.pixel_size or data_set.pixel_size()
         folder = runs.make_folder(args.output, runs.OUTPUTS / f"{datetime.now():%Y%m%d-%H%M%S}")
         record = {
@@ -196,11 +203,13 @@ def train(args: argparse.Namespace) -> int:
 
 
 def settle_schedule(args: argparse.Namespace, starts_from_run: bool, synthetic: bool) -> None:
-    """Fills in the flags whose defaults depend on where a training starts and on its data."""
+    """Fills in the flags whose defaults depend on the data, the network and where it starts."""
     epochs = EPOCHS_INIT if starts_from_run else EPOCHS_SYNTHETIC if synthetic else EPOCHS
     args.epochs = args.epochs or epochs
-    rate = LEARNING_RATE_INIT if starts_from_run else LEARNING_RATE
+    deep = len(args.filters) >= DEEP
+    rate = LEARNING_RATE_LOW if starts_from_run or deep else LEARNING_RATE
     args.learning_rate = args.learning_rate or rate
+    args.dilation = args.dilation or (DILATION_DEEP if deep else DILATION)
 
 
 def describe_versions() -> dict[str, str | None]:

@@ -31,6 +31,7 @@ RESULT = HERE / "speed.json"
 MODEL = HERE.parent / "outputs" / "pretrained" / "model.keras"
 SIDES = (512, 256)  # px: whole slices, or tiles; each engine is reported at its better one
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}  # of P(interior), at most
+COPIED = "Keras, U-Net of 31 M parameters"  # as most tutorials have it
 NETWORKS = (  # network alone: engine and precision
     ("ours", "bfloat16"),
     ("ours", "float32"),
@@ -38,10 +39,13 @@ NETWORKS = (  # network alone: engine and precision
     ("Keras model.predict", "bfloat16"),
     ("PyTorch", "float32"),
     ("PyTorch", "bfloat16"),
+    ("PyTorch compiled", "float32"),
     ("PyTorch compiled", "bfloat16"),
     ("ONNX Runtime", "float32"),
     ("OpenVINO latency", "bfloat16"),
     ("OpenVINO throughput", "bfloat16"),
+    (COPIED, "float32"),
+    (COPIED, "bfloat16"),
 )
 PIPELINES = ("ours", "naive Keras")  # files to mask files
 TRAININGS = ("ours", "ours, one constant batch", "PyTorch")
@@ -141,6 +145,7 @@ def check_alike(engines: list[Engine]) -> None:
     """Stops when an engine's P(interior) is not that of the first float32 one."""
     import numpy as np
 
+    engines = [engine for engine in engines if engine.begun["map"]]
     maps = [np.load(engine.begun["map"]) for engine in engines]
     reference = next(m for m, e in zip(maps, engines, strict=True) if e.job[2] == "float32")
     for engine, one in zip(engines, maps, strict=True):
@@ -190,15 +195,18 @@ def make_network(engine: str, precision: str, scratch: Path) -> tuple[dict, dict
     """Returns Mpixel per round, the rounds, and what else is known, of a network alone."""
     import numpy as np
 
-    predict_all, name = PREPARE[engine](precision), f"{engine}-{precision}".replace(" ", "-")
-    images = read_slices(scratch)
-    tiles = {side: cut(images, side) for side in SIDES}
-    first = predict_all(tiles[512][:1])
+    predict_all = PREPARE[engine](precision)
+    tiles = {side: cut(read_slices(scratch), side) for side in SIDES}
+    first = np.asarray(predict_all(tiles[512][:1])[0], np.float32).reshape(512, 512)
     elapsed = time.time() - STARTED
-    np.save(scratch / f"{name}.npy", np.asarray(first[0], np.float32).reshape(512, 512))
+    if engine == COPIED:  # another network, and one slice is enough of it
+        tiles, path = {512: tiles[512][:1]}, None
+    else:
+        path = str(scratch / f"{engine}-{precision}.npy")
+        np.save(path, first)
     rounds = {str(side): lambda t=t: predict_all(t) for side, t in tiles.items()}
     work = {str(side): len(t) * side**2 / 1e6 for side, t in tiles.items()}
-    return work, rounds, {"map": str(scratch / f"{name}.npy"), "first": elapsed}
+    return work, rounds, {"map": path, "first": elapsed}
 
 
 def read_slices(scratch: Path) -> list:
@@ -215,14 +223,40 @@ def cut(images: list, side: int) -> list:
     return [image[t : t + side, s : s + side] for image in images for t in starts for s in starts]
 
 
+DTYPES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
+
+
 def load_keras(precision: str):
     """Returns the network in a precision."""
     doors.import_tensorflow_quietly()
     import unet
     from inference import load_network
 
-    dtype = {"float32": "float32", "bfloat16": "mixed_bfloat16"}[precision]
-    return unet.with_dtype(load_network(MODEL), dtype)
+    return unet.with_dtype(load_network(MODEL), DTYPES[precision])
+
+
+def build_copied_unet(precision: str):
+    """Returns the U-Net of 64 to 1024 filters that most repositories copy, untrained."""
+    doors.import_tensorflow_quietly()
+    import keras
+    from keras import layers
+
+    def convolve(x, filters, size=3, times=2):
+        for _ in range(times):
+            x = layers.Conv2D(filters, size, padding="same", activation="relu")(x)
+        return x
+
+    keras.mixed_precision.set_global_policy(DTYPES[precision])
+    x = image = keras.Input((None, None, 1))
+    skips = []
+    for filters in (64, 128, 256, 512):
+        skips.append(convolve(x, filters))
+        x = layers.MaxPooling2D()(skips[-1])
+    x = convolve(x, 1024)
+    for skip in reversed(skips):
+        up = convolve(layers.UpSampling2D()(x), skip.shape[-1], size=2, times=1)
+        x = convolve(layers.Concatenate()([skip, up]), skip.shape[-1])
+    return keras.Model(image, layers.Conv2D(1, 1, activation="sigmoid", dtype="float32")(x))
 
 
 def prepare_ours(precision: str) -> Callable:
@@ -236,9 +270,8 @@ def prepare_ours(precision: str) -> Callable:
     return lambda tiles: list(pool.map(predict, tiles))
 
 
-def prepare_keras(precision: str) -> Callable:
+def predict_naively(network) -> Callable:
     """Returns the same: `model.predict`, one tile at a time, as tutorials do it."""
-    network = load_keras(precision)
     return lambda tiles: [network.predict(t[None, ..., None], verbose=0) for t in tiles]
 
 
@@ -313,7 +346,8 @@ def prepare_openvino(precision: str, hint: str) -> Callable:
 
 PREPARE = {
     "ours": prepare_ours,
-    "Keras model.predict": prepare_keras,
+    "Keras model.predict": lambda precision: predict_naively(load_keras(precision)),
+    COPIED: lambda precision: predict_naively(build_copied_unet(precision)),
     "PyTorch": prepare_pytorch,
     "PyTorch compiled": lambda precision: prepare_pytorch(precision, compiled=True),
     "ONNX Runtime": prepare_onnx,
@@ -433,11 +467,10 @@ def make_training(engine: str, precision: str, scratch: Path) -> tuple[dict, dic
             sampler = lambda numbers: constant  # noqa: E731
         model = fit.TileTraining(network, sampler)
         model.compile(optimizer=Muon(1e-4), loss="binary_crossentropy")
-        numbers = tf.data.Dataset.range(steps * batch).batch(batch, drop_remainder=True).repeat()
-        feed = iter(numbers)
+        numbers = tf.data.Dataset.range(steps * batch).batch(batch, drop_remainder=True)
 
         def run():
-            model.fit(feed, steps_per_epoch=steps, verbose=0)
+            model.fit(numbers, shuffle=False, verbose=0)
 
     return {"256": steps * batch}, {"256": run}, {}
 

@@ -214,9 +214,21 @@ def test_training_starts_from_another_runs_weights(data_set, trained, tmp_path, 
     for weight, expected in zip(found, weights(trained / "small"), strict=True):
         assert np.array_equal(weight, expected)
     assert settings["epochs"] == train.EPOCHS_INIT < train.EPOCHS
-    assert settings["learning_rate"] == train.LEARNING_RATE_INIT
+    assert settings["learning_rate"] == train.LEARNING_RATE_LOW
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert record["flags"]["filters"] == [4, 8]
+
+
+@pytest.mark.parametrize("filters, rate, dilation", [
+    ([16, 32, 64], train.LEARNING_RATE, 2), ([16, 32, 64, 128, 256], train.LEARNING_RATE_LOW, 1),
+])  # fmt: skip
+def test_a_deep_network_has_defaults_of_its_own(filters, rate, dilation):
+    args = train.parse_args(["--filters", *map(str, filters)])
+    train.settle_schedule(args, starts_from_run=False, synthetic=False)
+    assert (args.learning_rate, args.dilation) == (rate, dilation)
+    args = train.parse_args(["--dilation", "3", "--learning-rate", "0.5"])
+    train.settle_schedule(args, starts_from_run=False, synthetic=False)
+    assert (args.learning_rate, args.dilation) == (0.5, 3)
 
 
 def test_a_single_slice_can_be_trained_on_from_another_run(trained, tmp_path):
