@@ -11,7 +11,6 @@ import math
 import sys
 import time
 import zipfile
-from functools import partial
 from pathlib import Path
 
 import keras
@@ -20,7 +19,7 @@ import tensorflow as tf
 
 import metrics
 from data import Pairs
-from inference import Predictor, to_mask
+from inference import Predictor, make_masker
 from muon import Muon
 from slices import UserError, whole_file
 from tiles import TileSampler
@@ -184,7 +183,7 @@ def validate(predict: Predictor, held_out: Pairs) -> dict[str, float]:
     probabilities = [predict(image) for image in held_out.images]
     truth = np.concatenate([label.ravel() for label in held_out.labels])
     found = np.clip(np.concatenate([p.ravel() for p in probabilities]), 1e-7, 1 - 1e-7)
-    maskers = [partial(to_mask, probability) for probability in probabilities]
+    maskers = [make_masker(probability) for probability in probabilities]
     best = metrics.calibrate(held_out.labels, maskers, metrics.THRESHOLDS[::2])["best"]
     return {
         "val_loss": float(-np.log(np.where(truth, found, 1 - found)).mean()),

@@ -7,7 +7,7 @@ what the network has always seen beyond a tile: nothing, its zero padding.
 """
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -61,13 +61,13 @@ def to_mask(probability: np.ndarray, threshold: float) -> np.ndarray:
     """Turns P(interior) into a mask: P > 0.5, less one-pixel lines between cells that touch.
 
     A plain threshold joins two cells through one missing membrane pixel. Here a whole border has to
-    speak. The map is cut into basins, one about each spot far from any P below the threshold, by a
-    watershed whose basins meet where P is lowest. Then the two neighbours with the highest mean
-    log-odds of "interior" along their border are joined, again and again, borders that come to lie
-    between the same two counting as one (mean boundary agglomeration), while that mean exceeds the
-    threshold's. So a gap is closed when the rest of its membrane is there, and the mask hardly
-    depends on the threshold. A slice beyond 1024 px is judged in overlapping windows of that size:
-    memory and time stay in proportion, and a border counts as far as its window shows it.
+    speak. The map is cut into basins, one about each spot far from any P below 0.5, by a watershed
+    whose basins meet where P is lowest. Then the two neighbours with the highest mean log-odds of
+    "interior" along their border are joined, again and again, borders that come to lie between the
+    same two counting as one (mean boundary agglomeration), while that mean exceeds the threshold's.
+    So a gap is closed when the rest of its membrane is there, and the mask hardly depends on the
+    threshold. A slice beyond 1024 px is judged in overlapping windows of that size: memory and time
+    stay in proportion, and a border counts as far as its window shows it.
 
     Args:
         probability: P(interior) in [0, 1], float (height, width).
@@ -77,28 +77,60 @@ def to_mask(probability: np.ndarray, threshold: float) -> np.ndarray:
         bool (height, width), True = cell interior.
     """
     mask = np.empty(probability.shape, bool)
-    for top in range(0, mask.shape[0], WINDOW):
-        for left in range(0, mask.shape[1], WINDOW):
-            above, beside = min(top, WINDOW_HALO), min(left, WINDOW_HALO)
-            rows = slice(top - above, top + WINDOW + WINDOW_HALO)
-            cols = slice(left - beside, left + WINDOW + WINDOW_HALO)
-            window = _mask_window(probability[rows, cols], threshold)
-            core = window[above : above + WINDOW, beside : beside + WINDOW]
-            mask[top : top + WINDOW, left : left + WINDOW] = core
+    for core, window, inside in _cut_windows(mask.shape):
+        part = probability[window]
+        mask[core] = _draw_mask(part, _find_basins(part), threshold)[inside]
     return mask
 
 
-def _mask_window(probability: np.ndarray, threshold: float) -> np.ndarray:
-    """Returns the mask of a part that is looked at as a whole."""
-    mask = probability > UNDECIDED
-    sure = probability > threshold
-    if sure.all() or not sure.any():
+def make_masker(probability: np.ndarray) -> Callable[[float], np.ndarray]:
+    """Returns `to_mask` of one map as a function of the threshold; a further one costs little."""
+    parts = [
+        (core, inside, probability[window], _find_basins(probability[window]))
+        for core, window, inside in _cut_windows(probability.shape)
+    ]
+
+    def to_mask_at(threshold: float) -> np.ndarray:
+        mask = np.empty(probability.shape, bool)
+        for core, inside, part, basins in parts:
+            mask[core] = _draw_mask(part, basins, threshold)[inside]
         return mask
-    steps = ndimage.distance_transform_cdt(sure, "taxicab").astype(np.float32)
+
+    return to_mask_at
+
+
+def _cut_windows(shape: tuple[int, int]) -> Iterator[tuple[tuple, tuple, tuple]]:
+    """Yields parts of a map: where their masks go, what they are made from, and where in that."""
+    for top in range(0, shape[0], WINDOW):
+        for left in range(0, shape[1], WINDOW):
+            above, beside = min(top, WINDOW_HALO), min(left, WINDOW_HALO)
+            yield (
+                np.s_[top : top + WINDOW, left : left + WINDOW],
+                np.s_[
+                    top - above : top + WINDOW + WINDOW_HALO,
+                    left - beside : left + WINDOW + WINDOW_HALO,
+                ],
+                np.s_[above : above + WINDOW, beside : beside + WINDOW],
+            )
+
+
+def _find_basins(probability: np.ndarray) -> np.ndarray | None:
+    """Returns the basins, numbered from 1, of a part that is looked at as a whole, if any."""
+    mask = probability > UNDECIDED
+    if mask.all() or not mask.any():
+        return None
+    steps = ndimage.distance_transform_cdt(mask, "taxicab").astype(np.float32)
     depth = ndimage.gaussian_filter(steps, SMOOTHING)
-    peaks = sure & (depth == ndimage.maximum_filter(depth, 2 * APART + 1))
+    peaks = mask & (depth == ndimage.maximum_filter(depth, 2 * APART + 1))
     seeds = connected_components(peaks, connectivity=2)
-    basins = watershed(-probability, seeds, connectivity=1)
+    return watershed(-probability, seeds, connectivity=1)
+
+
+def _draw_mask(probability: np.ndarray, basins: np.ndarray | None, threshold: float) -> np.ndarray:
+    """Returns the mask of a part whose basins are known."""
+    mask = probability > UNDECIDED
+    if basins is None:
+        return mask
     cells = _join_basins(basins, probability, special.logit(threshold))[basins]
     line = np.zeros_like(mask)
     for here, there in NEIGHBOURS:

@@ -125,7 +125,7 @@ def score_thresholds(
 
     Args:
         labels: bool (height, width) each.
-        maskers: per slice, a function from threshold to mask: `partial(inference.to_mask, map)`,
+        maskers: per slice, a function from threshold to mask: `inference.make_masker(map)`,
             or `map.__gt__` for the plain threshold of the challenge.
         thresholds: the candidates.
     """

@@ -13,7 +13,6 @@ import shlex
 import subprocess
 import sys
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 
 import doors
@@ -273,13 +272,13 @@ def _calibrate(folder: Path, record: dict, network, held_out) -> None:
     """Scores the held-out slices, chooses the thresholds on them, draws them, prints the scores."""
     import figures
     import metrics
-    from inference import Predictor, to_mask
+    from inference import Predictor, make_masker
 
     calibration = {}
     for tta in (False, True):
         predict = Predictor(network, tta=tta)
         probabilities = [predict(image) for image in held_out.images]
-        maskers = [partial(to_mask, probability) for probability in probabilities]
+        maskers = [make_masker(probability) for probability in probabilities]
         calibration[tta] = metrics.calibrate(held_out.labels, maskers)
     chosen = calibration[True]
     masks = [masker(chosen["threshold"]) for masker in maskers]

@@ -10,7 +10,6 @@ where it stopped.
 import argparse
 import json
 import sys
-from functools import partial
 from pathlib import Path
 
 import quality
@@ -126,7 +125,7 @@ def score_own_data(pairs, scratch: Path) -> None:
     import metrics
     from data import Pairs
     from grey import normalise, resize
-    from inference import Predictor, to_mask
+    from inference import Predictor, make_masker
 
     def alter(pair):
         image, label = pair
@@ -160,7 +159,7 @@ def score_own_data(pairs, scratch: Path) -> None:
                     network, _, about = fit_network(slices, flags, 0, place, initial)
                     minutes = about["minutes"]
                 predict = Predictor(network, tta=True)
-                maskers = [partial(to_mask, predict(image)) for image in held_out.images]
+                maskers = [make_masker(predict(image)) for image in held_out.images]
                 scores = metrics.score_thresholds(held_out.labels, maskers, (0.5,))
                 mean = metrics.mean_scores([row[0] for row in scores])
                 row = {"kind": kind, "slices": count, "start": start, "minutes": minutes}

@@ -109,9 +109,18 @@ def test_where_no_membrane_is_to_be_closed_the_mask_is_the_plain_one(probability
 
 
 def test_the_threshold_tells_how_much_of_a_membrane_must_be_there():
-    probability = two_cells(membrane=0.6, gap=0.6)
+    probability = two_cells(membrane=0.6, gap=0.4)
     assert count_cells(to_mask(probability, 0.5)) == 1
     assert count_cells(to_mask(probability, 0.7)) == 2
+
+
+def test_a_masker_gives_the_same_masks(monkeypatch):
+    monkeypatch.setattr(inference, "WINDOW", 48)
+    monkeypatch.setattr(inference, "WINDOW_HALO", 16)
+    for probability in (np.tile(two_cells(membrane=0.4, gap=0.7), (2, 1)), np.full((5, 60), 0.7)):
+        masker = inference.make_masker(probability)
+        for threshold in (0.2, 0.5, 0.9):
+            assert np.array_equal(masker(threshold), to_mask(probability, threshold))
 
 
 def test_borders_that_come_together_count_as_one():

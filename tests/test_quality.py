@@ -59,8 +59,8 @@ def test_trainings_that_have_a_row_are_not_repeated(tmp_path, monkeypatch):
     monkeypatch.setattr(quality, "score_block", score)
     rows = tmp_path / "rows.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        quality.cross_validate(None, [("small", (0,))], rows, tmp_path)
-    quality.cross_validate(None, [("small", (0,))], rows, tmp_path)
+        quality.cross_validate(None, [("small", 0)], rows, tmp_path)
+    quality.cross_validate(None, [("small", 0)], rows, tmp_path)
     assert done == [0, 1, 2, 2, 3, 4]
     assert [row["block"] for row in quality.read_rows(rows)] == [0, 1, 2, 3, 4]
 
