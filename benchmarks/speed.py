@@ -21,12 +21,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import quality
+from quality import HERE
+
+import doors
+
 STARTED = time.time()
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-
-import doors  # noqa: E402 the repository's modules lie one folder up
-
 RESULT = HERE / "speed.json"
 MODEL = HERE.parent / "outputs" / "pretrained" / "model.keras"
 SIDES = (512, 256)  # px: whole slices, or tiles; each engine is reported at its better one
@@ -85,7 +85,8 @@ def measure(args: argparse.Namespace) -> int:
                     engine.take_turn()
             results += [engine.finish() for engine in group]
     RESULT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print(draw_table(results), "", *draw_ratios(results), sep="\n")
+    quality.write_tables(draw_tables())
+    print("", *draw_ratios(results), sep="\n")
     return 0
 
 
@@ -473,6 +474,13 @@ def make_training(engine: str, precision: str, scratch: Path) -> tuple[dict, dic
             model.fit(numbers, shuffle=False, verbose=0)
 
     return {"256": steps * batch}, {"256": run}, {}
+
+
+def draw_tables() -> dict[str, str]:
+    """Returns the table of the last measurement by its name, if there was one."""
+    if not RESULT.exists():
+        return {}
+    return {"speed": draw_table(json.loads(RESULT.read_text(encoding="utf-8")))}
 
 
 def draw_table(results: list[dict]) -> str:

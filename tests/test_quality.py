@@ -9,6 +9,7 @@ from skimage.measure import label as connected_components
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import quality
+import speed
 import transfer
 
 
@@ -66,7 +67,8 @@ def test_trainings_that_have_a_row_are_not_repeated(tmp_path, monkeypatch):
 
 
 def test_every_marked_table_is_what_the_rows_say():
-    tables = quality.draw_tables(quality.read_rows(quality.ROWS)) | transfer.draw_tables()
+    tables = quality.draw_tables(quality.read_rows(quality.ROWS))
+    tables |= transfer.draw_tables() | speed.draw_tables()
     found = []
     for path in quality.list_documents():
         text = path.read_text(encoding="utf-8")
