@@ -5,7 +5,10 @@ from keras import layers
 from scipy import special
 from skimage.measure import label as connected_components
 
+import data
 import inference
+import metrics
+import runs
 import unet
 from inference import Predictor, load_network, to_mask
 from slices import UserError
@@ -162,6 +165,22 @@ def test_tiles_are_normalised_as_the_whole_slice_is(network):
     predict = Predictor(network, tta=True, tile=32)
     lazily = predict(deep, normalise=lambda tile: tile.astype(np.float32) / 1000)
     assert np.array_equal(lazily, predict(deep.astype(np.float32) / 1000))
+
+
+@pytest.mark.isbi
+def test_bfloat16_gives_the_masks_of_float32(isbi, tmp_path):
+    record = runs.read_run(runs.OUTPUTS / runs.PRETRAINED)
+    network = load_network(runs.OUTPUTS / runs.PRETRAINED / "model.keras")
+    kinds = ("float32", "mixed_bfloat16")
+    predictors = [Predictor(unet.with_dtype(network, kind), tta=True) for kind in kinds]
+    pairs = data.load_pairs(data.find_data_set(str(isbi), tmp_path)).take(range(25))
+    differences, scores = [], []
+    for image, label in zip(pairs.images, pairs.labels, strict=True):
+        masks = [to_mask(predict(image), record["threshold"]) for predict in predictors]
+        differences.append(np.mean(masks[0] != masks[1]))
+        scores.append([metrics.score_segmentation(label, mask)["v_rand"] for mask in masks])
+    assert 0 < np.mean(differences) < 0.0015
+    assert abs(np.diff(np.mean(scores, axis=0))[0]) < 0.003
 
 
 def two_inputs():
