@@ -37,7 +37,7 @@ MARK, END = "<!-- table: {} -->", "<!-- end -->"
 SLICES, BLOCKS = 25, 5
 RECIPES = {  # flags of train.py
     "small": [],
-    "large": ["--filters", "16", "32", "64", "128", "256"],
+    "large": ["--filters", "16", "32", "64", "128", "256", "--epochs", "120"],
     "smoke": ["--filters", "4", "8", "--epochs", "1"],
 }
 PLAN = [("small", 0), ("large", 0), ("small", 1)]  # recipe and seed
