@@ -87,7 +87,8 @@ def looks_inverted(image: np.ndarray) -> bool:
     Args:
         image: float32 (height, width) as `normalise` gives; its `middle` will do.
     """
-    detail = ndimage.gaussian_filter(image, 3.0) - ndimage.gaussian_filter(image, 20.0)
+    smooth = ndimage.gaussian_filter(image, 3.0)[::2, ::2]
+    detail = smooth - ndimage.gaussian_filter(smooth, 10.0)
     dark, bright = (int(euler_number(part, 1)) for part in (detail < -0.03, detail > 0.03))
     return dark - bright > 0.1 * (abs(dark) + abs(bright))
 

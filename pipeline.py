@@ -59,17 +59,20 @@ class Recipe:
     Args:
         predictor: the network.
         threshold: on P(interior).
+        plain: whether it is put to single pixels, not to whole borders.
         scaling: `grey.normaliser`'s mean and deviation.
         pixel_size: nm, that the network knows; None if it knows none.
         given_size: nm, of all the slices; None for what their files say.
         invert: whether membranes are bright.
         probability: whether P(interior) is wanted, too.
         max_pixels: of a slice, and of what the network sees of it.
-        on_sheet: the numbers of the pages, among all, that a thumbnail is wanted of.
+        on_sheet: the numbers of the pages, among all, that a thumbnail is wanted of, and that
+            tell whether membranes are bright.
     """
 
     predictor: Predictor
     threshold: float
+    plain: bool
     scaling: dict[str, float]
     pixel_size: float | None
     given_size: float | None
@@ -91,14 +94,18 @@ class Recipe:
         page.in_colour = page.image.ndim == 3
         image = grey.to_grey(page.image)
         normalise = grey.normaliser(image, **self.scaling, invert=self.invert)
-        page.looks_inverted = grey.looks_inverted(normalise(grey.middle(image)))
         if page.mask is None:
             probability = self.predictor(image, page.scale, normalise)
-            page.mask = to_mask(probability, self.threshold).view(np.uint8)
+            if self.plain:
+                interior = probability > self.threshold
+            else:
+                interior = to_mask(probability, self.threshold)
+            page.mask = interior.view(np.uint8)
             page.mask *= np.uint8(slices.INTERIOR)
             if self.probability:
                 page.probability = grey.to_bytes(probability)
         if page.source.first + page.number in self.on_sheet:
+            page.looks_inverted = grey.looks_inverted(normalise(grey.middle(image)))
             thumbnails = make_thumbnail(normalise(thin(image))), make_thumbnail(thin(page.mask))
             page.thumbnails = thumbnails
         page.image = None

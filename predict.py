@@ -32,6 +32,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--output", metavar="DIR", help="default: a new folder in outputs/masks/")
     threshold_help = "on P(interior), between 0 and 1; default: the run's own"
     add("--threshold", type=doors.fraction, metavar="T", help=threshold_help)
+    plain_help = (
+        "a mask is P > T pixel by pixel, as most programs have it: quicker, but one missing pixel "
+        "of membrane joins two cells; needs --threshold, best 0.9 or more"
+    )
+    add("--plain", action="store_true", help=plain_help)
     pixel_help = (
         "of the slices; they are brought to the model's pixel size and the masks back; default: "
         "what a TIFF says, else as they are"
@@ -43,7 +48,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--probability", action="store_true", help="also write P(interior) as 8-bit images")
     tta_help = "average 8 flips and rotations: better masks, 8 times the work; default: the run's"
     add("--tta", action=argparse.BooleanOptionalAction, help=tta_help)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.plain and not args.threshold:
+        parser.error("--plain: a run's own threshold is not meant for it; add --threshold, say 0.9")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -82,7 +90,7 @@ def predict(args: argparse.Namespace) -> int:
         print("Note: trained on synthetic slices, to try this program; it knows nothing of tissue")
 
     source = Path(args.input).expanduser() if args.input else _test_slices(record)
-    sources, failed = _find_files(source, args.max_pixels)
+    sources, failed = find_files(source, args.max_pixels)
     about = {
         "finished": False,
         "input": str(source),
@@ -91,6 +99,7 @@ def predict(args: argparse.Namespace) -> int:
         "model_sha256": hashlib.sha256(model_path.read_bytes()).hexdigest(),
         "model_is_synthetic": record.get("synthetic", False),
         "threshold": threshold,
+        "plain": args.plain,
         "tta": tta,
         "pixel_size": args.pixel_size,
         "invert": args.invert,
@@ -105,6 +114,7 @@ def predict(args: argparse.Namespace) -> int:
     recipe = Recipe(
         predictor=Predictor(unet.with_dtype(network, dtype), tta, workers=workers),
         threshold=threshold,
+        plain=args.plain,
         scaling=record.get("scaling", {}),
         pixel_size=record.get("pixel_size"),
         given_size=args.pixel_size,
@@ -116,7 +126,7 @@ def predict(args: argparse.Namespace) -> int:
         ),
     )
     pages = predict_pages(sources, folder, recipe, workers)
-    membrane, sheet = _write_masks(pages, total, folder, recipe, failed)
+    membrane, sheet = write_masks(pages, total, folder, recipe, failed)
     seconds = time.monotonic() - began
     if sheet:
         draw_contact_sheet(folder / ABOUT / "contact_sheet.png", *zip(*sheet, strict=True))
@@ -125,7 +135,7 @@ def predict(args: argparse.Namespace) -> int:
     return _report(folder, membrane, failed, seconds)
 
 
-def _write_masks(
+def write_masks(
     pages, total: int, folder: Path, recipe, failed: list[str]
 ) -> tuple[dict[str, float], list]:
     """Writes the masks; returns each one's membrane fraction and the contact sheet's thumbnails."""
@@ -183,7 +193,7 @@ def _write_masks(
             else:
                 membrane |= found
                 sheet += thumbnails
-    if len(inverted) > total / 2:
+    if len(inverted) > len(recipe.on_sheet) / 2:
         others = f" and {len(inverted) - 1} more" if len(inverted) > 1 else ""
         advice = "after --invert: try without" if recipe.invert else "if so, add --invert"
         print(f"Note: {inverted[0]}{others} look like bright membranes on dark cells; {advice}")
@@ -222,7 +232,7 @@ def _test_slices(record: dict) -> Path:
     return data_set.test
 
 
-def _find_files(source: Path, max_pixels: int) -> tuple[list, list[str]]:
+def find_files(source: Path, max_pixels: int) -> tuple[list, list[str]]:
     """Returns the `pipeline.Source` of each usable file, and why the others are not."""
     from pipeline import Source
     from slices import UnreadableError, UserError, count_pages, list_images

@@ -39,6 +39,7 @@ def sources(tmp_path):
 def recipe(predictor, **others):
     known = {
         "threshold": 0.5,
+        "plain": False,
         "scaling": {},
         "pixel_size": None,
         "given_size": None,

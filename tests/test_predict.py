@@ -55,6 +55,19 @@ def test_every_mask_has_its_slices_name_and_size(outputs, folder, tmp_path, caps
     assert "Model:" in said and "small" in said and "3 masks in" in said
 
 
+def test_plain_masks_are_the_threshold_and_nothing_else(outputs, folder, tmp_path, capsys):
+    for flags in ((), ("--plain", "--threshold", 0.6)):
+        assert run(folder, *flags, "--probability", "--output", tmp_path / f"{len(flags)}") == 0
+    probability = np.asarray(Image.open(tmp_path / "3/probability/c.png")) / 255
+    sure = abs(probability - 0.6) > 0.004
+    masks = [np.asarray(Image.open(tmp_path / name)) for name in ("0/c.png", "3/c.png")]
+    assert np.array_equal((masks[1] == 255)[sure], (probability > 0.6)[sure])
+    assert not np.array_equal(*masks)
+    with pytest.raises(SystemExit):
+        run(folder, "--plain")
+    assert "--plain: a run's own threshold is not meant for it" in capsys.readouterr().err
+
+
 def test_a_stack_gives_a_stack(outputs, tmp_path):
     stack = np.random.default_rng(0).integers(0, 4096, (3, 30, 41)).astype(np.uint16)
     tifffile.imwrite(tmp_path / "stack.tif", stack, photometric="minisblack")
