@@ -1,7 +1,7 @@
 """Measures the recipe on slices unlike those it was trained on, and writes the tables.
 
 python benchmarks/transfer.py shifts    held-out slices altered: exposure, blur, noise, pixel size
-python benchmarks/transfer.py own-data  a few labelled slices of another kind, with train.py --init
+python benchmarks/transfer.py own-data  a few slices of another kind, with --init and without
 
 `shifts` uses the networks that quality.py left in outputs/quality. An interrupted command goes on
 where it stopped.
@@ -10,6 +10,7 @@ where it stopped.
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import quality
@@ -114,58 +115,63 @@ def score_shifts(source: str, pairs, rows: list[dict], scratch: Path) -> dict:
 
 
 def score_own_data(pairs, scratch: Path) -> None:
-    """Trains on one, two and five slices from another kind of data's run and from nothing.
+    """Trains on slices 1 to 12, then on one, two and five of 14 to 18 made another kind of slice.
 
-    The kinds: drawn slices, then ISBI-2012's; and ISBI-2012's slices 1 to 12, then 14 to 25 at 5 nm
-    per pixel, darker and flatter. Scored on slices 20 to 25, none of which is trained on, at the
-    threshold 0.5. Appends a row per training to own_data.jsonl.
+    Appends a row per training that has none yet to own_data.jsonl.
     """
+    fit_network(pairs.take(range(12)), ["--epochs", "60"], 0, scratch / "own")
+    done = {(row["slices"], row["start"]) for row in read_rows(OWN)}
+    jobs = [(0, STARTS[0]), *((count, start) for count in (1, 2, 5) for start in STARTS)]
+    jobs = [job for job in jobs if job not in done]
+    with quality.several_at_once() as each:
+        for row in each(partial(score_own, darken(pairs), scratch / "own"), jobs):
+            with OWN.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+def score_own(pairs, folder: Path, job: tuple[int, str]) -> dict:
+    """Trains on some slices; returns the scores on slices 20 to 25 at the threshold 0.5.
+
+    Args:
+        pairs: all slices, of the new kind.
+        folder: of the first run; gets those of the new ones.
+        job: how many slices to train on, 0 for the first run as it is, and one of `STARTS`.
+    """
+    import metrics
+    from inference import Predictor, load_network, make_masker
+
+    count, start = job
+    network = load_network(folder / "model.keras") if start == STARTS[0] else None
+    minutes = 0.0
+    if count:
+        flags = ["--epochs", str(train.EPOCHS_INIT)]
+        place = folder / f"{count}-{start}".replace(" ", "-")
+        network, _, about = fit_network(pairs.take(range(13, 13 + count)), flags, 0, place, network)
+        minutes = about["minutes"]
+    held_out = pairs.take(range(19, 25))
+    predict = Predictor(network, tta=True)
+    maskers = [make_masker(predict(image)) for image in held_out.images]
+    mean = metrics.mean_scores(
+        [row[0] for row in metrics.score_thresholds(held_out.labels, maskers, (0.5,))]
+    )
+    row = {"slices": count, "start": start, "minutes": minutes}
+    return row | {key: round(mean[key], 4) for key in SCORES}
+
+
+def darken(pairs):
+    """Returns the slices at 5 nm per pixel, darker and flatter."""
     import numpy as np
 
-    import metrics
     from data import Pairs
     from grey import normalise, resize
-    from inference import Predictor, make_masker
 
-    def alter(pair):
-        image, label = pair
+    images, labels = [], []
+    for image, label in zip(pairs.images, pairs.labels, strict=True):
         shape = tuple(round(0.8 * side) for side in image.shape)
         darker = 0.7 * np.clip(resize(image, shape), 0, 1) ** 1.4
-        return normalise(np.round(255 * darker).astype(np.uint8)), resize_label(label, shape)
-
-    pixels = [alter(pair) for pair in zip(pairs.images, pairs.labels, strict=True)]
-    altered = Pairs(pairs.names, *map(list, zip(*pixels, strict=True)))
-    kinds = {
-        "drawn slices → ISBI-2012": (lambda: load_slices("synthetic", 20), pairs),
-        "ISBI-2012 → another half, 5 nm, darker": (lambda: pairs.take(range(12)), altered),
-    }
-    rows = read_rows(OWN)
-    done = {(row["kind"], row["slices"], row["start"]) for row in rows}
-    for number, (kind, (first, second)) in enumerate(kinds.items()):
-        if all((kind, count, start) in done for count in (1, 2, 5) for start in STARTS):
-            continue
-        folder = scratch / f"own-{number}"
-        begun, _, _ = fit_network(first(), ["--epochs", "60"], 0, folder)
-        held_out = second.take(range(19, 25))
-        for count in (0, 1, 2, 5):
-            for start, initial in zip(STARTS, (begun, None), strict=True):
-                if (kind, count, start) in done or not (count or initial):
-                    continue
-                network, minutes = initial, 0.0
-                if count:
-                    slices = second.take(range(13, 13 + count))
-                    flags = ["--epochs", str(train.EPOCHS_INIT)]
-                    place = folder / f"{count}-{start}".replace(" ", "-")
-                    network, _, about = fit_network(slices, flags, 0, place, initial)
-                    minutes = about["minutes"]
-                predict = Predictor(network, tta=True)
-                maskers = [make_masker(predict(image)) for image in held_out.images]
-                scores = metrics.score_thresholds(held_out.labels, maskers, (0.5,))
-                mean = metrics.mean_scores([row[0] for row in scores])
-                row = {"kind": kind, "slices": count, "start": start, "minutes": minutes}
-                row |= {key: round(mean[key], 4) for key in SCORES}
-                with OWN.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+        images.append(normalise(np.round(255 * darker).astype(np.uint8)))
+        labels.append(resize_label(label, shape))
+    return Pairs(pairs.names, images, labels)
 
 
 def resize_label(label, shape: tuple[int, int]):
@@ -196,15 +202,15 @@ def draw_shifts(scores: dict[str, list[float]]) -> str:
 def draw_own_data(rows: list[dict]) -> str:
     """Returns the table of trainings on few slices in Markdown."""
     lines = [
-        "| first → then | labelled slices | training | V_rand | V_info | membrane F1 |",
-        "|---|---|---|---|---|---|",
+        "| labelled slices | training | V_rand | V_info | membrane F1 |",
+        "|---|---|---|---|---|",
     ]
     for row in rows:
         cells = " | ".join(f"{row[key]:.4f}" for key in SCORES)
         how = (
             f"{row['start']}, {row['minutes']:g} min" if row["slices"] else "the first run as it is"
         )
-        lines.append(f"| {row['kind']} | {row['slices']} | {how} | {cells} |")
+        lines.append(f"| {row['slices']} | {how} | {cells} |")
     return "\n".join(lines)
 
 
