@@ -84,10 +84,28 @@ def measure(args: argparse.Namespace) -> int:
                 for engine in group:
                     engine.take_turn()
             results += [engine.finish() for engine in group]
+        results += time_cold_starts(3 if args.quick else 5, Path(scratch))
     RESULT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     quality.write_tables(draw_tables())
     print("", *draw_ratios(results), sep="\n")
     return 0
+
+
+def time_cold_starts(rounds: int, scratch: Path) -> list[dict]:
+    """Returns how long a fresh process takes to import TensorFlow, and to make a first mask."""
+    first = min((scratch / "slices").iterdir())
+    predict = [str(HERE.parent / "predict.py"), str(first), "--model", "pretrained", "--output"]
+    times = {"import tensorflow": [], "predict.py, one slice": []}
+    for number in range(rounds):
+        for what, flags in zip(times, (["-c", "import tensorflow"], predict), strict=True):
+            flags = [*flags, str(scratch / f"cold-{number}")] if flags is predict else flags
+            began = time.perf_counter()
+            subprocess.run([sys.executable, *flags], check=True, capture_output=True)
+            times[what].append(time.perf_counter() - began)
+    return [
+        {"kind": "start", "engine": what, "precision": "", "first": statistics.median(seconds)}
+        for what, seconds in times.items()
+    ]
 
 
 class Engine:
@@ -510,20 +528,21 @@ def draw_table(results: list[dict]) -> str:
     ]
     units = {"network": "Mpixel/s", "pipeline": "Mpixel/s", "training": "tiles/s"}
     for row in results:
-        cells = (
-            *(row["kind"], row["engine"], row["precision"]),
-            f"{row['rate']:.1f} {units[row['kind']]}",
-            f"{row['best']} px",
-            f"{row['first']:.1f} s",
-            f"{row['peak_mib']:.0f} MiB",
-        )
+        what, first = (row["kind"], row["engine"], row["precision"]), f"{row['first']:.1f} s"
+        if what[0] == "start":
+            cells = (*what, "", "", first, "")
+        else:
+            speed = f"{row['rate']:.3g} {units[row['kind']]}"
+            cells = (*what, speed, f"{row['best']} px", first, f"{row['peak_mib']:.0f} MiB")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def draw_ratios(results: list[dict]) -> list[str]:
     """Returns how many times as fast as others this repository is, one line each."""
-    rate = {(row["kind"], row["engine"], row["precision"]): row["rate"] for row in results}
+    start, mask = (row["first"] for row in results if row["kind"] == "start")
+    timed = [row for row in results if row["kind"] != "start"]
+    rate = {(row["kind"], row["engine"], row["precision"]): row["rate"] for row in timed}
 
     def ratio(kind: str, one: tuple[str, str], other: tuple[str, str]) -> str:
         return f"{rate[kind, *one] / rate[kind, *other]:.2f}"
@@ -539,6 +558,7 @@ def draw_ratios(results: list[dict]) -> list[str]:
         f"pipeline_of_whole_borders_vs_naive_keras: {ratio('pipeline', whole_borders, naive)}",
         f"training_vs_pytorch: {ratio('training', ours, torch)}",
         f"pipeline_overhead_of_augmentation: {overhead:.1%}",
+        f"first_mask_vs_import_tensorflow: {mask / start:.2f} (+ {mask - start:.1f} s)",
     ]
 
 
