@@ -1,8 +1,8 @@
 """Measures speed and memory beside what people would use instead: Keras, PyTorch, ONNX, OpenVINO.
 
 pip install -r requirements/bench.txt
-python benchmarks/speed.py            every engine, table and ratios; about twenty minutes
-python benchmarks/speed.py --quick    the same with fewer rounds, under five minutes
+python benchmarks/speed.py            every engine, table and ratios; about ten minutes
+python benchmarks/speed.py --quick    the ratios only, in under five minutes; writes no table
 
 Every engine has the weights of outputs/pretrained, the same real slices, and a process of its own.
 The processes take turns, one works while the others wait: a noisy machine is unfair to none.
@@ -47,6 +47,14 @@ NETWORKS = (  # network alone: engine and precision
     (COPIED, "float32"),
     (COPIED, "bfloat16"),
 )
+QUICK = [  # those that the ratios need
+    ("ours", "bfloat16"),
+    ("ours", "float32"),
+    ("PyTorch", "float32"),
+    ("PyTorch", "bfloat16"),
+    ("OpenVINO throughput", "bfloat16"),
+]
+ROUNDS = 5
 PIPELINES = ("ours, --plain", "ours", "naive Keras")  # files to mask files; plain: like naive
 TRAININGS = ("ours", "ours, one constant batch", "PyTorch")
 SLICES, QUICK_SLICES = 24, 8  # per round
@@ -56,7 +64,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Returns the flags."""
     parser = doors.Parser(prog="speed.py", description=__doc__)
     parser.add_argument("--data", default="kaggle", help="as for train.py; default: %(default)s")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds and slices")
+    parser.add_argument("--quick", action="store_true", help="fewer engines and slices, no table")
     parser.add_argument("--engine", nargs=3, help=argparse.SUPPRESS)  # what a process is to be
     return parser.parse_args(argv)
 
@@ -69,10 +77,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def measure(args: argparse.Namespace) -> int:
     """Starts every engine, lets them take turns, prints the table and the ratios."""
-    rounds, count = (5, QUICK_SLICES) if args.quick else (9, SLICES)
+    count = QUICK_SLICES if args.quick else SLICES
     with tempfile.TemporaryDirectory() as scratch:
         write_slices(args.data, count, Path(scratch, "slices"))
-        jobs = [("network", *engine) for engine in NETWORKS]
+        networks = [engine for engine in NETWORKS if not args.quick or engine in QUICK]
+        jobs = [("network", *engine) for engine in networks]
         jobs += [("pipeline", engine, "") for engine in PIPELINES]
         jobs += [("training", engine, "bfloat16") for engine in TRAININGS]
         results = []
@@ -80,23 +89,26 @@ def measure(args: argparse.Namespace) -> int:
             group = [Engine(job, scratch) for job in jobs if job[0] == kind]
             if kind == "network":
                 check_alike(group)
-            for _ in range(rounds):
+            for _ in range(ROUNDS):
                 for engine in group:
                     engine.take_turn()
             results += [engine.finish() for engine in group]
-        results += time_cold_starts(3 if args.quick else 5, Path(scratch))
-    RESULT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    quality.write_tables(draw_tables())
+        results += time_cold_starts(Path(scratch))
+    if args.quick:
+        print(draw_table(results))
+    else:
+        RESULT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        quality.write_tables(draw_tables())
     print("", *draw_ratios(results), sep="\n")
     return 0
 
 
-def time_cold_starts(rounds: int, scratch: Path) -> list[dict]:
+def time_cold_starts(scratch: Path) -> list[dict]:
     """Returns how long a fresh process takes to import TensorFlow, and to make a first mask."""
     first = min((scratch / "slices").iterdir())
     predict = [str(HERE.parent / "predict.py"), str(first), "--model", "pretrained", "--output"]
     times = {"import tensorflow": [], "predict.py, one slice": []}
-    for number in range(rounds):
+    for number in range(ROUNDS):
         for what, flags in zip(times, (["-c", "import tensorflow"], predict), strict=True):
             flags = [*flags, str(scratch / f"cold-{number}")] if flags is predict else flags
             began = time.perf_counter()
