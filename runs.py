@@ -2,8 +2,13 @@
 
 import json
 import os
+import platform
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
+
+import keras
+import tensorflow as tf
 
 from slices import UserError
 
@@ -102,6 +107,16 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def describe_versions() -> dict[str, str | None]:
+    """Returns the versions of what a training depends on, as run.json has them."""
+    return {
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "commit": _git_commit(),
+    }
+
+
 def _new_folder(path: Path) -> Path:
     number = 1
     while True:
@@ -118,3 +133,13 @@ def _new_folder(path: Path) -> Path:
 
 def _names() -> str:
     return ", ".join(sorted(path.parent.name for path in OUTPUTS.glob("*/run.json"))) or "none"
+
+
+def _git_commit() -> str | None:
+    """Returns the commit of this checkout, or None without git or outside one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None

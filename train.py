@@ -8,9 +8,7 @@ python train.py --resume RUN         goes on with an interrupted training
 """
 
 import argparse
-import platform
 import shlex
-import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -191,7 +189,7 @@ def train(args: argparse.Namespace) -> int:
         "ended": runs.now(),
         "epochs": len(history),
         "device": device,
-        **describe_versions(),
+        **runs.describe_versions(),
     }
     _finish(folder, record, network, held_out, history)
     if not record["finished"]:
@@ -209,19 +207,6 @@ def settle_schedule(args: argparse.Namespace, starts_from_run: bool, synthetic: 
     rate = LEARNING_RATE_LOW if starts_from_run or deep else LEARNING_RATE
     args.learning_rate = args.learning_rate or rate
     args.dilation = args.dilation or (DILATION_DEEP if deep else DILATION)
-
-
-def describe_versions() -> dict[str, str | None]:
-    """Returns the versions of what a training depends on, as run.json has them."""
-    import keras
-    import tensorflow as tf
-
-    return {
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "commit": _git_commit(),
-    }
 
 
 def _load_initial(args: argparse.Namespace) -> tuple:
@@ -313,16 +298,6 @@ def _seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f"expected a whole number below 2**32, got {text!r}")
     return int(text)
-
-
-def _git_commit() -> str | None:
-    """Returns the commit of this checkout, or None without git or outside one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() if answer.returncode == 0 else None
 
 
 if __name__ == "__main__":

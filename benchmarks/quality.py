@@ -267,7 +267,7 @@ def ship(recipe: str, pairs, rows: list[dict], scratch: Path, target: Path) -> N
         "train_slices": pairs.names,
         "val_slices": [],
         **about,
-        **train.describe_versions(),
+        **runs.describe_versions(),
         "tta": True,
         "threshold": results[DEFAULT]["threshold"],
         "threshold_without_tta": results[QUICK]["threshold"],
