@@ -216,7 +216,9 @@ def draw_own_data(rows: list[dict]) -> str:
 
 def draw_tables() -> dict[str, str]:
     """Returns the tables by their names."""
-    tables = {"own data": draw_own_data(read_rows(OWN))}
+    tables = {}
+    if OWN.exists():
+        tables["own data"] = draw_own_data(read_rows(OWN))
     if SHIFTS.exists():
         tables["shifts"] = draw_shifts(json.loads(SHIFTS.read_text(encoding="utf-8")))
     return tables
