@@ -34,7 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--threshold", type=doors.fraction, metavar="T", help=threshold_help)
     plain_help = (
         "a mask is P > T pixel by pixel, as most programs have it: quicker, but one missing pixel "
-        "of membrane joins two cells; needs --threshold, best 0.9 or more"
+        "of membrane joins two cells; needs --threshold, best 0.8 to 0.95"
     )
     add("--plain", action="store_true", help=plain_help)
     pixel_help = (
