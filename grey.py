@@ -77,7 +77,7 @@ def middle(image: np.ndarray) -> np.ndarray:
     return image[top : top + LOOK, left : left + LOOK]
 
 
-def looks_inverted(image: np.ndarray) -> bool:
+def looks_inverted(image: np.ndarray, scale: float = 1.0) -> bool:
     """Tells whether a slice seems to have bright membranes on dark cells.
 
     Membranes form a net whose meshes are the cells. So what is darker than its surroundings has
@@ -86,7 +86,10 @@ def looks_inverted(image: np.ndarray) -> bool:
 
     Args:
         image: float32 (height, width) as `normalise` gives; its `middle` will do.
+        scale: what to multiply its sides by, for pixels of the size that the network knows.
     """
+    if scale != 1.0:
+        image = resize(image, tuple(max(1, round(side * scale)) for side in image.shape))
     smooth = ndimage.gaussian_filter(image, 3.0)[::2, ::2]
     detail = smooth - ndimage.gaussian_filter(smooth, 10.0)
     dark, bright = (int(euler_number(part, 1)) for part in (detail < -0.03, detail > 0.03))

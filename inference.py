@@ -245,6 +245,10 @@ class Predictor:
             probability[top, left] = core / len(self.turns)
         return probability
 
+    def stop(self) -> None:
+        """Computes no further tile; a slice in flight ends with `CancelledError`."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
     def _cut(self, side: int) -> list[tuple[slice, np.ndarray]]:
         """Returns the tiles along a side: the pixels of each, and those that it is computed from.
 

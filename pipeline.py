@@ -1,5 +1,6 @@
 """Many slices through one network: read ahead, several in flight, handed on in order."""
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -105,7 +106,7 @@ class Recipe:
             if self.probability:
                 page.probability = grey.to_bytes(probability)
         if page.source.first + page.number in self.on_sheet:
-            page.looks_inverted = grey.looks_inverted(normalise(grey.middle(image)))
+            page.looks_inverted = grey.looks_inverted(normalise(grey.middle(image)), page.scale)
             thumbnails = make_thumbnail(normalise(thin(image))), make_thumbnail(thin(page.mask))
             page.thumbnails = thumbnails
         page.image = None
@@ -130,7 +131,7 @@ def predict_pages(
     pool = ThreadPoolExecutor(workers)
     try:
         for page in _read_pages(sources, folder, recipe):
-            size = 0 if page.image is None else page.image.size
+            size = 0 if page.image is None else page.image.size * max(1.0, page.scale**2)
             waiting.append((pool.submit(recipe.finish, page), size))
             pixels += size
             while len(waiting) > 2 * workers or pixels > PIXELS_IN_FLIGHT:
@@ -139,6 +140,9 @@ def predict_pages(
                 yield future.result()
         while waiting:
             yield waiting.popleft()[0].result()
+    except BaseException:
+        recipe.predictor.stop()  # else the slices in flight would be finished first
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -150,10 +154,11 @@ def _read_pages(sources: Iterable[Source], folder: Path, recipe: Recipe) -> Iter
         try:
             scale, size = recipe.find_scale(source.file)
             known = folder / source.target
-            masks = slices.read_pages(known) if known.exists() else repeat(None)
+            left = known.exists()  # by the interrupted command that this continues
+            masks = slices.read_pages(known, recipe.max_pixels) if left else repeat(None)
             images = slices.read_pages(source.file, recipe.max_pixels)
             for number, (image, mask) in enumerate(zip(images, masks, strict=False)):
-                if image.size * scale**2 > recipe.max_pixels:
+                if math.prod(image.shape[:2]) * scale**2 > recipe.max_pixels:
                     raise UnreadableError(
                         f"{source.file}: over {recipe.max_pixels:,} px at the model's pixel size; "
                         "cut it into smaller ones, or raise --max-pixels"

@@ -105,14 +105,15 @@ def predict(args: argparse.Namespace) -> int:
         "invert": args.invert,
         "probability": args.probability,
     }
-    folder = _claim_output(args.output, source, about)
     dtype, device = unet.choose_dtype()
+    predictor = Predictor(unet.with_dtype(network, dtype), tta, workers=workers)
+    folder = _claim_output(args.output, source, about)
     print(f"Device: {device}\nMasks: {runs.shown(folder)}", flush=True)
 
     began = time.monotonic()
     total = sum(one.pages for one in sources)
     recipe = Recipe(
-        predictor=Predictor(unet.with_dtype(network, dtype), tta, workers=workers),
+        predictor=predictor,
         threshold=threshold,
         plain=args.plain,
         scaling=record.get("scaling", {}),

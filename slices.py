@@ -6,6 +6,7 @@ Everything that touches an image file goes through here, so that polarity (0 = m
 
 import contextlib
 import json
+import logging
 import math
 import os
 import re
@@ -81,13 +82,16 @@ def read_pixel_size(path: Path) -> float | None:
         return None
     with _reading(path), _open_tiff(path) as tiff:
         page = tiff.pages.first
-        if page.is_ome:
-            pixels = ElementTree.fromstring(page.description).find(".//{*}Pixels")
-            unit, size = pixels.get("PhysicalSizeXUnit", "µm"), pixels.get("PhysicalSizeX", 0)
-        else:
-            unit = (tiff.imagej_metadata or {}).get("unit") or UNITS.get(page.resolutionunit, "")
-            size = 1 / page.resolution[0] if page.resolution[0] else 0
-        size = float(size) * NANOMETRES.get(unit.lower(), 0)
+        try:
+            if page.is_ome:
+                pixels = ElementTree.fromstring(page.description).find(".//{*}Pixels")
+                unit, size = pixels.get("PhysicalSizeXUnit", "µm"), pixels.get("PhysicalSizeX", 0)
+            else:
+                unit = (tiff.imagej_metadata or {}).get("unit", UNITS.get(page.resolutionunit, ""))
+                size = 1 / page.resolution[0] if page.resolution[0] else 0
+            size = float(size) * NANOMETRES.get(unit.lower(), 0)
+        except (AttributeError, TypeError, ValueError, ElementTree.ParseError):
+            return None  # metadata that make no sense cost no slice
     return size if PIXEL_SIZES[0] <= size <= PIXEL_SIZES[1] else None
 
 
@@ -240,8 +244,21 @@ def _without_alpha(image: np.ndarray) -> np.ndarray:
     return image[..., :3] if image.shape[-1] > 2 else image[..., 0]
 
 
-def _open_tiff(path: Path) -> tifffile.TiffFile:
-    return tifffile.TiffFile(path, is_ome=False)  # an OME set would give every file all its pages
+@contextlib.contextmanager
+def _open_tiff(path: Path) -> Iterator[tifffile.TiffFile]:
+    """Gives an open TIFF; of one that was cut short, tifffile would silently give fewer pages."""
+    faults, watch = [], logging.Handler(logging.ERROR)
+    watch.emit = lambda record: faults.append(record.getMessage())
+    tifffile.logger().addHandler(watch)
+    try:  # as OME, each file of a set would have all pages of the set
+        tiff = tifffile.TiffFile(path, is_ome=False)
+        with contextlib.closing(tiff):
+            len(tiff.series)  # looks at every page
+            if any("invalid page offset" in fault for fault in faults):
+                raise UnreadableError(f"{path}: cut short, pages are missing; get the file again")
+            yield tiff
+    finally:
+        tifffile.logger().removeHandler(watch)
 
 
 def _tiff_series(

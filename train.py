@@ -19,7 +19,8 @@ EPOCHS, EPOCHS_SYNTHETIC, EPOCHS_INIT = 240, 30, 30
 LEARNING_RATE, LEARNING_RATE_LOW = 1e-2, 3e-3  # low: with --init, and for deep networks
 DILATION, DILATION_DEEP = 2, 1  # a deep network sees far enough without
 DEEP = 4  # stages, the bridge counted
-TILES_PER_EPOCH = 96
+TILES_PER_EPOCH, BATCH_SIZE = 96, 8
+FILTERS = [16, 32, 64]
 LEARNT = 0.1  # membrane IoU on the training tiles; one below is a failed training
 
 
@@ -38,18 +39,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--batch-size",
         type=doors.positive(int),
-        default=8,
         metavar="N",
-        help="tiles; default: %(default)s",
+        help=f"tiles; default: {BATCH_SIZE}",
     )
     rate_help = (
         f"the highest of the schedule; default: {LEARNING_RATE} ({LEARNING_RATE_LOW} with --init, "
         f"or with {DEEP} --filters or more)"
     )
     add("--learning-rate", type=doors.positive(float), metavar="RATE", help=rate_help)
-    filters_help = "of each encoder stage and of the bridge; default: %(default)s"
-    filters = {"type": doors.positive(int), "nargs": "+", "default": [16, 32, 64], "metavar": "N"}
-    add("--filters", **filters, help=filters_help)
+    filters_help = "of each encoder stage and of the bridge; default: 16 32 64"
+    add("--filters", type=doors.positive(int), nargs="+", metavar="N", help=filters_help)
     dilation_help = (
         f"of the bridge: N, then N squared; 1 sees less far; default: {DILATION} ({DILATION_DEEP} "
         f"with {DEEP} --filters or more)"
@@ -73,9 +72,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--output", metavar="DIR", help="the run's folder; default: a new one in outputs/")
     add("--resume", metavar="RUN", help="go on with this run, with its own flags")
     args = parser.parse_args(argv)
-    if len(args.filters) < 2:
+    if args.filters and len(args.filters) < 2:
         parser.error("--filters: expected two numbers or more, the last one for the bridge")
-    if TILES_PER_EPOCH % args.batch_size:
+    if args.batch_size and TILES_PER_EPOCH % args.batch_size:
         parser.error(f"--batch-size {args.batch_size}: expected a divisor of {TILES_PER_EPOCH}")
     if args.resume:
         given = [key for key in vars(args) if getattr(args, key) != parser.get_default(key)]
@@ -84,7 +83,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"--resume goes on with the run's own flags; leave out {others}")
     elif args.init:
         for key in ("filters", "dilation"):
-            if getattr(args, key) != parser.get_default(key):
+            if getattr(args, key):
                 parser.error(f"--init takes filters and dilation from its run; leave out --{key}")
     elif args.val_slices == "none" and not args.threshold:
         parser.error("--val-slices none leaves nothing to choose the threshold on; add --threshold")
@@ -127,7 +126,7 @@ def train(args: argparse.Namespace) -> int:
     keras.utils.set_random_seed(args.seed)
 
     initial = None
-    if args.init and record is None:
+    if args.init and (record is None or not (folder / fit.CHECKPOINT).exists()):
         initial, initial_record = _load_initial(args)
     data_set = data.find_data_set(args.data, runs.OUTPUTS / runs.DRAWN)
     pairs = data.load_pairs(data_set)
@@ -136,12 +135,12 @@ def train(args: argparse.Namespace) -> int:
     if held_out.names:
         held = f"{len(held_out.names)} held out ({held_out.names[0]} to {held_out.names[-1]})"
     print(f"Data: {data_set.root}, {len(training.names)} slices to train on, {held}")
+    if record is None:
+        settle_schedule(args, initial is not None, data_set.is_synthetic)
     if tiles.TILE % 2 ** (len(args.filters) - 1):
         raise UserError(
             f"--filters: {len(args.filters)} stages do not fit a tile of {tiles.TILE} px"
         )
-    if record is None:
-        settle_schedule(args, initial is not None, data_set.is_synthetic)
     network = unet.with_dtype(initial or unet.build_unet(args.filters, args.dilation), dtype)
     begun = f", starting from {args.init}" if args.init else ""
     print(
@@ -203,6 +202,8 @@ def settle_schedule(args: argparse.Namespace, starts_from_run: bool, synthetic: 
     """Fills in the flags whose defaults depend on the data, the network and where it starts."""
     epochs = EPOCHS_INIT if starts_from_run else EPOCHS_SYNTHETIC if synthetic else EPOCHS
     args.epochs = args.epochs or epochs
+    args.batch_size = args.batch_size or BATCH_SIZE
+    args.filters = args.filters or FILTERS
     deep = len(args.filters) >= DEEP
     rate = LEARNING_RATE_LOW if starts_from_run or deep else LEARNING_RATE
     args.learning_rate = args.learning_rate or rate

@@ -71,7 +71,10 @@ def stride_and_radius(model: keras.Model) -> tuple[int, int]:
     step, radius, stride = {}, {}, 1
     for layer in model.layers:
         strides = getattr(layer, "strides", (1, 1))
-        if not isinstance(layer, KNOWN_LAYERS) or strides != getattr(layer, "pool_size", (1, 1)):
+        known = isinstance(layer, KNOWN_LAYERS) and strides == getattr(layer, "pool_size", (1, 1))
+        if isinstance(layer, layers.Conv2D):
+            known &= layer.padding == "same" or layer.kernel_size == (1, 1)
+        if not known:
             kind = type(layer).__name__
             raise UserError(f"layer {layer.name} ({kind}): this program cannot tile such a network")
         inputs = [
@@ -100,10 +103,11 @@ def with_dtype(model: keras.Model, dtype: str) -> keras.Model:
         model: as `build_unet` makes.
         dtype: "float32" or "mixed_bfloat16"; variables and the sigmoid stay float32.
     """
+    output = model.outputs[0]._keras_history.operation.name
 
     def convert(layer):
         config = layer.get_config()
-        if layer.name != "probability":
+        if layer.name != output:
             config["dtype"] = dtype
         return layer.__class__.from_config(config)
 

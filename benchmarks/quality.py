@@ -20,9 +20,10 @@ import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -57,7 +58,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = doors.Parser(prog="quality.py", description=__doc__)
     add = parser.add_argument
     add("--data", default="kaggle", help="as for train.py; default: %(default)s")
-    add("--only", choices=RECIPES, help="the trainings of this recipe only")
+    add("--only", choices=[recipe for recipe, _ in PLAN], help="the trainings of this recipe only")
     add("--tables", action="store_true", help="measure nothing, write the tables")
     add("--ship", choices=SHIPPED, help="train this recipe on all slices, write the shipped run")
     add("--smoke", action="store_true", help="a minute on drawn slices; keeps nothing")
@@ -129,7 +130,17 @@ def cross_validate(
         scratch: the folder for the networks.
         each: `map`, or one like it that does several at once.
     """
-    done = {(row["recipe"], row["block"], row["seed"]) for row in read_rows(rows)}
+    from slices import UserError
+
+    done = set()
+    for row in read_rows(rows):
+        done.add((row["recipe"], row["block"], row["seed"]))
+        epochs = settle_flags(RECIPES[row["recipe"]], row["seed"]).epochs
+        if row["epochs"] != epochs:
+            raise UserError(
+                f"{rows}: {row['recipe']} was trained for {row['epochs']} epochs, now it would be "
+                f"{epochs}; remove its rows"
+            )
     jobs = [(recipe, block, seed) for recipe, seed in plan for block in range(BLOCKS)]
     jobs = [job for job in jobs if job not in done]
     for row in each(partial(score_block, pairs, scratch), jobs):
@@ -139,14 +150,23 @@ def cross_validate(
 
 @contextlib.contextmanager
 def several_at_once() -> Iterator[Callable]:
-    """Gives a `map` with a process per core: trainings side by side take less time than in turn."""
+    """Gives a function like `map`, with a process per core, that yields what is done first.
+
+    Trainings side by side take less time than in turn.
+    """
     context, cores = multiprocessing.get_context("spawn"), doors.share_cores()
     with ProcessPoolExecutor(cores, context, prepare_process) as pool:
-        try:
-            yield pool.map
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+
+        def each(work: Callable, jobs: Iterable) -> Iterator:
+            jobs, running = iter(jobs), set()
+            while True:  # none waits in the pool, whence it could not be called back
+                running |= {pool.submit(work, job) for job in islice(jobs, cores - len(running))}
+                if not running:
+                    return
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+
+        yield each
 
 
 def prepare_process() -> None:
@@ -163,6 +183,13 @@ def split_block(count: int, block: int) -> tuple[list[int], list[int]]:
     size = count // BLOCKS
     first, last = block * size, (block + 1) * size - 1
     return [i for i in range(count) if not first - 1 <= i <= last + 1], list(range(first, last + 1))
+
+
+def settle_flags(flags: Sequence[str], seed: int, starts_from_run: bool = False):
+    """Returns train.py's flags with every default filled in."""
+    args = train.parse_args([*flags, "--seed", str(seed)])
+    train.settle_schedule(args, starts_from_run, synthetic=False)
+    return args
 
 
 def fit_network(pairs, flags: Sequence[str], seed: int, folder: Path, initial=None):
@@ -183,14 +210,18 @@ def fit_network(pairs, flags: Sequence[str], seed: int, folder: Path, initial=No
     import fit
     import tiles
     import unet
+    from slices import UserError, write_json
 
-    args = train.parse_args([*flags, "--seed", str(seed)])
-    train.settle_schedule(args, initial is not None, synthetic=False)
+    args = settle_flags(flags, seed, initial is not None)
     keras.utils.set_random_seed(seed)
     dtype, device = unet.choose_dtype()
     network = unet.with_dtype(initial or unet.build_unet(args.filters, args.dilation), dtype)
     print(f"{folder.name}: {len(pairs.names)} slices, {args.epochs} epochs, {device}", flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    begun = {"flags": vars(args), "slices": pairs.checksum(), "from": initial is not None}
+    if (folder / fit.CHECKPOINT).exists():
+        if json.loads((folder / "begun.json").read_text(encoding="utf-8")) != begun:
+            raise UserError(f"{folder}: of other flags or slices; remove it to train again")
+    write_json(folder / "begun.json", begun)
     history = fit.fit(
         network,
         tiles.TileSampler(pairs.images, pairs.labels, seed),

@@ -167,7 +167,7 @@ class Engine:
             "precision": precision,
             "best": side,
             "rate": work[side] / seconds[side],
-            "first": self.begun["first"],
+            "first": self.begun.get("first"),
             "peak_mib": end["peak_mib"],
         }
 
@@ -208,8 +208,7 @@ def serve(args: argparse.Namespace) -> int:
     work, rounds, about = make(engine, precision, scratch)
     for run in rounds.values():
         run()
-    first = about.pop("first", time.time() - STARTED)
-    print(json.dumps({"work": work, "first": first, **about}), flush=True)
+    print(json.dumps({"work": work, **about}), flush=True)
     for _ in sys.stdin:
         seconds = {}
         for side, run in rounds.items():
@@ -540,7 +539,8 @@ def draw_table(results: list[dict]) -> str:
     ]
     units = {"network": "Mpixel/s", "pipeline": "Mpixel/s", "training": "tiles/s"}
     for row in results:
-        what, first = (row["kind"], row["engine"], row["precision"]), f"{row['first']:.1f} s"
+        what = row["kind"], row["engine"], row["precision"]
+        first = f"{row['first']:.1f} s" if row["first"] else ""
         if what[0] == "start":
             cells = (*what, "", "", first, "")
         else:

@@ -3,8 +3,8 @@
 python benchmarks/transfer.py shifts    held-out slices altered: exposure, blur, noise, pixel size
 python benchmarks/transfer.py own-data  a few slices of another kind, with --init and without
 
-`shifts` uses the networks that quality.py left in outputs/quality. An interrupted command goes on
-where it stopped.
+`shifts` uses the networks that quality.py left in outputs/quality. `own-data` goes on where it was
+interrupted.
 """
 
 import argparse
@@ -97,6 +97,10 @@ def score_shifts(source: str, pairs, rows: list[dict], scratch: Path) -> dict:
     }
     images = dict(slices.read_named(data.find_data_set(source, runs.OUTPUTS / runs.DRAWN).images))
     own = [row for row in rows if row["recipe"] == "small" and row["seed"] == 0]
+    if len(own) < quality.BLOCKS:
+        raise slices.UserError(
+            f"{ROWS}: {len(own)} rows of small; run quality.py --only small first"
+        )
     thresholds = quality.summarise(own, DEFAULT)["blocks"]
     scores = {name: [] for name in alterations}
     for row in own:

@@ -73,6 +73,14 @@ def test_bright_membranes_look_inverted_and_dark_ones_do_not():
         assert not grey.looks_inverted(grey.normalise(image))
 
 
+@pytest.mark.parametrize("scale", [0.25, 2.0])
+def test_polarity_is_told_at_the_pixel_size_that_the_network_knows(scale):
+    image = grey.normalise(synthetic.make_slice(300, 400, 1)[0])
+    other = grey.resize(image, (round(300 / scale), round(400 / scale)))
+    assert not grey.looks_inverted(other, scale)
+    assert grey.looks_inverted(2 * grey.MEAN - other, scale)
+
+
 @pytest.mark.isbi
 def test_real_slices_polarity_is_told(isbi):
     for _, image in slices.read_named(isbi / "unmodified-data/test/imgs"):

@@ -24,6 +24,9 @@ class Watched:
             self.now -= 1
         return normalise(image).clip(0, 1)
 
+    def stop(self):
+        self.stopped = True
+
 
 @pytest.fixture
 def sources(tmp_path):
@@ -74,6 +77,15 @@ def test_a_damaged_file_has_its_place_and_reason(sources, tmp_path):
     assert "4.png" in pages[4].error
 
 
+def test_colour_counts_as_one_pixel_towards_the_limit(tmp_path):
+    Image.new("RGB", (90, 90)).save(tmp_path / "c.png")
+    sources = [Source(tmp_path / "c.png", "c.png", 1, 0)]
+    for limit, refused in ((10_000, False), (8_000, True)):
+        limited = recipe(Watched(), max_pixels=limit)
+        (page,) = predict_pages(sources, tmp_path / "masks", limited, 1)
+        assert bool(page.error) == refused
+
+
 def test_masks_that_lie_there_are_not_computed_again(sources, tmp_path):
     (tmp_path / "masks").mkdir()
     Image.new("L", (30, 20), 7).save(tmp_path / "masks/5.png")
@@ -83,7 +95,8 @@ def test_masks_that_lie_there_are_not_computed_again(sources, tmp_path):
 
 def test_leaving_early_leaves_no_work_behind(sources, tmp_path):
     before = threading.active_count()
-    pages = predict_pages(sources, tmp_path / "masks", recipe(Watched()), 3)
+    predictor = Watched()
+    pages = predict_pages(sources, tmp_path / "masks", recipe(predictor), 3)
     next(pages)
     pages.close()
-    assert threading.active_count() == before
+    assert threading.active_count() == before and predictor.stopped

@@ -12,14 +12,19 @@ import quality
 import speed
 import transfer
 
+import data
+import slices
+import train
+
 
 def make_row(block, peak, seed=0):
     """A row of two slices whose scores are highest at one of five thresholds."""
     thresholds = [0.1, 0.3, 0.5, 0.7, 0.9]
     scores = [[1 - abs(t - peak) / 2, 0.9 - abs(t - peak) / 2, 0.8] for t in thresholds]
     return {
-        "recipe": "small", "block": block, "seed": seed, "parameters": 117985, "epochs": 9,
-        "minutes": 3.0, "slices": [f"s{block}a", f"s{block}b"], "thresholds": thresholds,
+        "recipe": "small", "block": block, "seed": seed, "parameters": 117985,
+        "epochs": train.EPOCHS, "minutes": 3.0, "slices": [f"s{block}a", f"s{block}b"],
+        "thresholds": thresholds,
         "scores": {method: [scores, scores] for method in quality.METHODS},
     }  # fmt: skip
 
@@ -64,6 +69,26 @@ def test_trainings_that_have_a_row_are_not_repeated(tmp_path, monkeypatch):
     quality.cross_validate(None, [("small", 0)], rows, tmp_path)
     assert done == [0, 1, 2, 2, 3, 4]
     assert [row["block"] for row in quality.read_rows(rows)] == [0, 1, 2, 3, 4]
+
+
+def test_rows_of_another_schedule_are_not_mixed_with_new_ones(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(make_row(0, 0.5) | {"epochs": 7}) + "\n")
+    with pytest.raises(slices.UserError, match="small was trained for 7 epochs"):
+        quality.cross_validate(None, [("small", 0)], rows, tmp_path)
+
+
+def test_a_checkpoint_of_other_flags_is_not_gone_on_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "TILES_PER_EPOCH", 8)
+    image = np.random.default_rng(0).random((64, 64)).astype(np.float32)
+    pairs = data.Pairs(["a"], [image], [image > 0.3])
+    flags = ["--filters", "2", "2", "--epochs", "1", "--batch-size", "2"]
+    quality.fit_network(pairs, flags, 0, tmp_path / "run")
+    _, _, again = quality.fit_network(pairs, flags, 0, tmp_path / "run")
+    assert again["epochs"] == 1
+    for other, seed in ((data.Pairs(["a"], [image + 1], [image > 0.3]), 0), (pairs, 1)):
+        with pytest.raises(slices.UserError, match="of other flags or slices"):
+            quality.fit_network(other, flags, seed, tmp_path / "run")
 
 
 def test_every_marked_table_is_what_the_rows_say():

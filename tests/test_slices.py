@@ -159,6 +159,43 @@ def test_a_float_slice_with_a_hole_is_refused(tmp_path, value):
         list(slices.read_pages(tmp_path / "hole.tif"))
 
 
+@pytest.mark.parametrize("writer", ["pillow", "tifffile", "imagej"])
+def test_a_stack_that_was_cut_short_does_not_pass_for_a_shorter_one(tmp_path, writer, capfd):
+    page = np.random.default_rng(0).integers(0, 256, (90, 80), np.uint8)
+    path = tmp_path / "stack.tif"
+    if writer == "pillow":
+        pages = [Image.fromarray(page)] * 10
+        pages[0].save(path, save_all=True, append_images=pages[1:], compression="tiff_lzw")
+    elif writer == "tifffile":
+        with tifffile.TiffWriter(path) as tiff:
+            for _ in range(10):
+                tiff.write(page, metadata=None, photometric="minisblack")
+    else:
+        tifffile.imwrite(path, np.stack([page] * 10), imagej=True)
+    assert slices.count_pages(path) == 10
+    path.write_bytes(path.read_bytes()[: int(0.65 * path.stat().st_size)])
+    for read in (
+        slices.count_pages,
+        slices.read_pixel_size,
+        lambda path: list(slices.read_pages(path)),
+    ):
+        with pytest.raises(UnreadableError, match=r"stack\.tif: cut short"):
+            read(path)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("options", [
+    {"description": '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/'
+     '2016-06"><BinaryOnly MetadataFile="a.ome"/></OME>', "metadata": None},
+    {"imagej": True, "metadata": {"unit": 5}},
+])  # fmt: skip
+def test_metadata_that_make_no_sense_cost_no_slice(tmp_path, options):
+    path = tmp_path / "odd.ome.tif"
+    tifffile.imwrite(path, np.zeros((9, 8), np.uint8), **options)
+    assert slices.read_pixel_size(path) is None
+    assert [page.shape for page in slices.read_pages(path)] == [(9, 8)]
+
+
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "mask.png"
     slices.write_pages(path, [GREY])

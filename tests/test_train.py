@@ -231,6 +231,20 @@ def test_a_deep_network_has_defaults_of_its_own(filters, rate, dilation):
     assert (args.learning_rate, args.dilation) == (0.5, 3)
 
 
+def test_a_training_interrupted_before_its_first_epoch_starts_from_the_same_run_again(
+    data_set, trained, tmp_path, monkeypatch
+):
+    begun = []
+    monkeypatch.setattr(fit, "fit", lambda network, *_, **__: begun.append(network) or [])
+    flags = ["--data", str(data_set), "--init", str(trained / "small"), "--batch-size", "2"]
+    assert train.main([*flags, "--output", str(tmp_path / "run")]) == 130
+    assert train.main(["--resume", str(tmp_path / "run")]) == 130
+    for network in begun:
+        for weight, expected in zip(network.get_weights(), weights(trained / "small"), strict=True):
+            assert np.array_equal(weight, expected)
+    assert len(begun) == 2
+
+
 def test_a_single_slice_can_be_trained_on_from_another_run(trained, tmp_path):
     write_data_set(tmp_path / "one", count=1)
     flags = ["--data", str(tmp_path / "one"), "--init", str(trained / "small"), "--epochs", "1"]
@@ -291,7 +305,9 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     (["--filters", "16"], "two numbers or more"),
     (["--seed", "-1"], "whole number"),
     (["--resume", "x", "--epochs", "5"], "leave out --epochs"),
+    (["--resume", "x", "--batch-size", "8"], "leave out --batch-size"),
     (["--init", "x", "--dilation", "1"], "leave out --dilation"),
+    (["--init", "x", "--filters", "16", "32", "64"], "leave out --filters"),
     (["--val-slices", "none"], "add --threshold"),
     (["--epoch", "5"], "unrecognized"),
 ])  # fmt: skip

@@ -49,6 +49,21 @@ def test_a_saved_network_gives_the_same_output(tmp_path):
     assert unet.stride_and_radius(loaded) == unet.stride_and_radius(model)
 
 
+def test_the_last_layer_stays_float32_whatever_its_name():
+    image = keras.Input((None, None, 1))
+    x = keras.layers.Conv2D(2, 3, padding="same")(image)
+    foreign = keras.Model(image, keras.layers.Conv2D(1, 1, padding="same", activation="sigmoid")(x))
+    half = unet.with_dtype(foreign, "mixed_bfloat16")
+    assert half.layers[1].compute_dtype == "bfloat16"
+    assert half(np.zeros((1, 8, 8, 1), np.float32)).dtype == "float32"
+
+
+def test_a_network_that_shrinks_its_input_is_refused():
+    image = keras.Input((None, None, 1))
+    with pytest.raises(unet.UserError, match="cannot tile such a network"):
+        unet.stride_and_radius(keras.Model(image, keras.layers.Conv2D(1, 3)(image)))
+
+
 def test_another_number_format_keeps_weights_and_nearly_the_output():
     model = unet.build_unet()
     low = unet.with_dtype(model, "mixed_bfloat16")
