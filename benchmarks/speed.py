@@ -295,7 +295,7 @@ def prepare_ours(precision: str) -> Callable:
     workers = doors.share_cores()
     from inference import Predictor
 
-    predict = Predictor(load_keras(precision), tta=False)
+    predict = Predictor(load_keras(precision), tta=False, workers=workers)
     pool = ThreadPoolExecutor(workers)
     return lambda tiles: list(pool.map(predict, tiles))
 
