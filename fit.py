@@ -31,7 +31,10 @@ VALIDATIONS = 10  # per training
 
 
 class MembraneIoU(keras.metrics.Metric):
-    """IoU of the membrane pixels (P(interior) up to 0.5), at a fifth of the cost of Keras' own."""
+    """IoU of the membrane pixels, P(interior) up to 0.5.
+
+    Keras' BinaryIoU scatters into a confusion matrix, which took 6 % of a training.
+    """
 
     def __init__(self, name: str):
         super().__init__(name=name)

@@ -20,7 +20,6 @@ LEARNING_RATE, LEARNING_RATE_LOW = 1e-2, 3e-3  # low: with --init, and for deep 
 DILATION, DILATION_DEEP = 2, 1  # a deep network sees far enough without
 DEEP = 4  # stages, the bridge counted
 TILES_PER_EPOCH, BATCH_SIZE = 96, 8
-FILTERS = [16, 32, 64]
 LEARNT = 0.1  # membrane IoU on the training tiles; one below is a failed training
 
 
@@ -200,10 +199,12 @@ def train(args: argparse.Namespace) -> int:
 
 def settle_schedule(args: argparse.Namespace, starts_from_run: bool, synthetic: bool) -> None:
     """Fills in the flags whose defaults depend on the data, the network and where it starts."""
+    import unet
+
     epochs = EPOCHS_INIT if starts_from_run else EPOCHS_SYNTHETIC if synthetic else EPOCHS
     args.epochs = args.epochs or epochs
     args.batch_size = args.batch_size or BATCH_SIZE
-    args.filters = args.filters or FILTERS
+    args.filters = args.filters or list(unet.FILTERS)
     deep = len(args.filters) >= DEEP
     rate = LEARNING_RATE_LOW if starts_from_run or deep else LEARNING_RATE
     args.learning_rate = args.learning_rate or rate
