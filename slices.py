@@ -87,7 +87,8 @@ def read_pixel_size(path: Path) -> float | None:
                 pixels = ElementTree.fromstring(page.description).find(".//{*}Pixels")
                 unit, size = pixels.get("PhysicalSizeXUnit", "µm"), pixels.get("PhysicalSizeX", 0)
             else:
-                unit = (tiff.imagej_metadata or {}).get("unit", UNITS.get(page.resolutionunit, ""))
+                unit = (tiff.imagej_metadata or {}).get("unit")
+                unit = unit or UNITS.get(page.resolutionunit, "")
                 size = 1 / page.resolution[0] if page.resolution[0] else 0
             size = float(size) * NANOMETRES.get(unit.lower(), 0)
         except (AttributeError, TypeError, ValueError, ElementTree.ParseError):

@@ -219,7 +219,8 @@ def fit_network(pairs, flags: Sequence[str], seed: int, folder: Path, initial=No
     print(f"{folder.name}: {len(pairs.names)} slices, {args.epochs} epochs, {device}", flush=True)
     begun = {"flags": vars(args), "slices": pairs.checksum(), "from": initial is not None}
     if (folder / fit.CHECKPOINT).exists():
-        if json.loads((folder / "begun.json").read_text(encoding="utf-8")) != begun:
+        known = folder / "begun.json"
+        if not known.exists() or json.loads(known.read_text(encoding="utf-8")) != begun:
             raise UserError(f"{folder}: of other flags or slices; remove it to train again")
     write_json(folder / "begun.json", begun)
     history = fit.fit(

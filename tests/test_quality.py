@@ -89,6 +89,9 @@ def test_a_checkpoint_of_other_flags_is_not_gone_on_with(tmp_path, monkeypatch):
     for other, seed in ((data.Pairs(["a"], [image + 1], [image > 0.3]), 0), (pairs, 1)):
         with pytest.raises(slices.UserError, match="of other flags or slices"):
             quality.fit_network(other, flags, seed, tmp_path / "run")
+    (tmp_path / "run/begun.json").unlink()  # as before there was one
+    with pytest.raises(slices.UserError, match="of other flags or slices"):
+        quality.fit_network(pairs, flags, 0, tmp_path / "run")
 
 
 def test_every_marked_table_is_what_the_rows_say():

@@ -196,6 +196,13 @@ def test_metadata_that_make_no_sense_cost_no_slice(tmp_path, options):
     assert [page.shape for page in slices.read_pages(path)] == [(9, 8)]
 
 
+def test_an_empty_unit_of_imagej_leaves_the_word_to_the_plain_tags(tmp_path):
+    stated = {"resolution": (1e7 / 8, 1e7 / 8), "resolutionunit": "CENTIMETER"}
+    empty = {"imagej": True, "metadata": {"unit": ""}}
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((9, 8), np.uint8), **empty, **stated)
+    assert slices.read_pixel_size(tmp_path / "a.tif") == pytest.approx(8, rel=1e-3)
+
+
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "mask.png"
     slices.write_pages(path, [GREY])
