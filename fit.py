@@ -23,6 +23,7 @@ from inference import Predictor, make_masker
 from muon import Muon
 from slices import UserError, whole_file
 from tiles import TileSampler
+from unet import quicken
 
 CHECKPOINT = "checkpoint.npz"  # in the folder of an unfinished run
 COLUMNS = ("epoch", "loss", "membrane_iou", "learning_rate", "seconds")
@@ -58,11 +59,12 @@ class TileTraining(keras.Model):
     def __init__(self, network: keras.Model, sampler: TileSampler):
         super().__init__()
         self.network = network
+        self.compute = quicken(network)
         self.sampler = sampler
 
     def call(self, images, training=None):
         """Returns the network's P(interior)."""
-        return self.network(images, training=training)
+        return self.compute(images)
 
     def train_step(self, numbers):
         """Takes one step on the tiles of these numbers."""

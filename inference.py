@@ -20,7 +20,7 @@ from skimage.segmentation import watershed
 
 from grey import resize
 from slices import UserError, first_line
-from unet import stride_and_radius
+from unet import quicken, stride_and_radius
 
 TILE = 512  # px; slices up to this size are one tile
 TURNS = tuple((turns, flip) for turns in range(4) for flip in (1, -1))  # first: as it is
@@ -201,8 +201,7 @@ class Predictor:
         self.turns = TURNS if tta else TURNS[:1]
         self.pool = ThreadPoolExecutor(workers)
         self.predict_batch: Callable = tf.function(
-            lambda images: network(images, training=False),
-            input_signature=[tf.TensorSpec((None, None, None, 1), tf.float32)],
+            quicken(network), input_signature=[tf.TensorSpec((None, None, None, 1), tf.float32)]
         )
 
     def __call__(
