@@ -136,6 +136,7 @@ def quicken(network: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
         return network
 
     def compute(images):
+        images = tf.ensure_shape(images, images.shape)  # else lost where XLA has cut the tiles
         x, skips = tf.cast(images, known["bridge_conv1"].compute_dtype), []
         for stage in range(1, depth + 1):
             for number in (1, 2):
@@ -204,8 +205,8 @@ def _merge(layer: layers.Conv2D, skip: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """
     kernel = layer.kernel[:, :, skip.shape[-1] :]
     kernel = tf.einsum("ai,bj,ijcf->abfc", DOUBLING, DOUBLING, kernel)
-    # the skip's shape, not twice that of x: so TensorFlow knows that both can be added in place
     x = tf.nn.conv2d_transpose(x, tf.cast(kernel, x.dtype), tf.shape(skip), 2, "SAME")
+    x.set_shape(skip.shape)  # only where both shapes are known to be one is the sum made in place
     return _convolve(layer, skip, x)
 
 
