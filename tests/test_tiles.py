@@ -42,7 +42,7 @@ def test_tiles_have_their_size_whatever_the_slices_have():
 
 
 def no_moves(count, seed, spread):
-    return tf.zeros((count, tiles.TILE, tiles.TILE, 2))
+    return tf.zeros((2, count, tiles.TILE, tiles.TILE))
 
 
 def test_label_follows_the_image_exactly_without_deformation(monkeypatch):
