@@ -12,10 +12,11 @@ TILE = 256  # px
 STEPS = 4096  # per unit of grey, of the slices kept on the device as int16 with the label
 BESIDE = 8.0  # what an interior pixel's grey value is raised by while both are one number
 MARGIN = 32  # px, what a deformed tile may reach beyond its slice
-BENT = 1 / 3  # share of the tiles of a batch that are deformed
+BENT = 1 / 3  # share of a batch that is deformed
 DISPLACEMENT = 10.0  # px, standard deviation of a deformation's 5 x 5 points
-CONTRAST, BRIGHTNESS, GAMMA = 1.25, 0.1, (0.7, 1.4)
-BLURRED, BLUR = 0.25, 1.3  # share of the tiles, and the largest sigma in px
+CONTRAST, BRIGHTNESS = 1.25, 0.1
+CURVED, GAMMA = 0.5, (0.7, 1.4)  # share of a batch, and the range of the exponent
+BLURRED, BLUR = 0.25, 1.3  # share of a batch, and the largest sigma in px
 NOISY, NOISE = 0.25, 0.12  # share of a batch, and the largest standard deviation
 
 
@@ -35,7 +36,9 @@ class TileSampler:
 
     def __init__(self, images: Sequence[np.ndarray], labels: Sequence[np.ndarray], seed: int):
         packed = [_pack(*pair) for pair in zip(images, labels, strict=True)]
-        self.pixels = tf.constant(np.concatenate([pixels.ravel() for pixels in packed]))
+        pixels = np.concatenate([pixels.ravel() for pixels in packed])
+        pairs = np.stack([pixels, np.roll(pixels, -1)], axis=-1)  # each with its right neighbour
+        self.pairs = tf.constant(pairs.view("<i4")[:, 0])
         self.sizes = tf.constant([pixels.shape for pixels in packed], tf.int64)
         ends = np.cumsum([pixels.size for pixels in packed])
         self.starts = tf.constant([0, *ends[:-1]], tf.int64)
@@ -81,7 +84,7 @@ class TileSampler:
         """
         cols, rows = tf.cast(cols, tf.int64), tf.cast(rows, tf.int64) * width
         down, along = tf.where(swap, cols, rows), tf.where(swap, rows, cols)
-        grey, label = self._at(start + down[:, :, None] + along[:, None, :])
+        (grey, _), (label, _) = self._at(start + down[:, :, None] + along[:, None, :])
         return grey + BESIDE * label
 
     def _read_between(self, rows, cols, height, width, start, swap, moves):
@@ -94,18 +97,21 @@ class TileSampler:
         top, left = tf.floor(rows), tf.floor(cols)
         down, right = rows - top, cols - left
         place = start + tf.cast(top, tf.int64) * width + tf.cast(left, tf.int64)
-        corners = [self._at(place + step) for step in (0, 1, width, width + 1)]
+        upper, lower = self._at(place), self._at(place + width)
         grey, label = (
             (a * (1 - right) + b * right) * (1 - down) + (c * (1 - right) + d * right) * down
-            for a, b, c, d in zip(*corners, strict=True)
+            for (a, b), (c, d) in zip(upper, lower, strict=True)
         )
         return grey + BESIDE * tf.round(label)
 
-    def _at(self, places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns image and label of these pixels."""
-        packed = tf.cast(tf.gather(self.pixels, places), tf.float32)
-        level = tf.floor(packed / 2)
-        return level / STEPS, packed - 2 * level
+    def _at(self, places: tf.Tensor) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+        """Returns images and labels of these pixels and of their right neighbours."""
+        pair = tf.gather(self.pairs, places)
+        halves = (tf.bitwise.left_shift(pair, 16), pair)  # moved to the top, then down: the sign
+        packed = [tf.cast(tf.bitwise.right_shift(half, 16), tf.float32) for half in halves]
+        levels = [tf.floor(pixel / 2) for pixel in packed]
+        labels = [pixel - 2 * level for pixel, level in zip(packed, levels, strict=True)]
+        return [level / STEPS for level in levels], labels
 
 
 def _pack(image: np.ndarray, label: np.ndarray) -> np.ndarray:
@@ -131,17 +137,28 @@ def _draw_deformation(count: int, seed: tf.Tensor, spread: tf.Tensor) -> tf.Tens
 
 
 def _draw_microscope(images: tf.Tensor, seeds: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Returns the tiles in other focus and exposure and, the last quarter, with noise."""
+    """Returns the tiles in other exposure, some also in other focus and with noise."""
     count = images.shape[0]
+    draw = tf.random.stateless_uniform((6, count, 1, 1, 1), seeds[0])
+    first = tf.random.stateless_uniform((2,), seeds[1])
+    sigma = BLUR * draw[0]
+    images = _change_some(images, BLURRED, first[0], lambda some: _blur(some, sigma[: len(some)]))
+    contrast = CONTRAST ** (2 * draw[1] - 1)
+    images = (images - MEAN) * contrast + MEAN + BRIGHTNESS * (2 * draw[2] - 1)
+    images = tf.maximum(images, 0.0)
+    gamma = GAMMA[0] * (GAMMA[1] / GAMMA[0]) ** draw[3]
+    images = _change_some(images, CURVED, first[1], lambda some: some ** gamma[: len(some)])
     noisy = max(1, round(count * NOISY))
-    draw = tf.random.stateless_uniform((7, count, 1, 1, 1), seeds[0])
-    images = _blur(images, tf.where(draw[0] < BLURRED, draw[1] * BLUR, 0.0))
-    contrast = CONTRAST ** (2 * draw[2] - 1)
-    images = (images - MEAN) * contrast + MEAN + BRIGHTNESS * (2 * draw[3] - 1)
-    gamma = tf.where(draw[4] < 0.5, GAMMA[0] * (GAMMA[1] / GAMMA[0]) ** draw[5], 1.0)
-    images = tf.maximum(images, 0.0) ** gamma
-    noise = draw[6, -noisy:] * NOISE * _draw_noise((noisy, TILE, TILE, 1), seeds[1])
+    noise = draw[4, -noisy:] * NOISE * _draw_noise((noisy, TILE, TILE, 1), seeds[1])
     return tf.concat([images[:-noisy], images[-noisy:] + noise], axis=0)
+
+
+def _change_some(images: tf.Tensor, share: float, first: tf.Tensor, change) -> tf.Tensor:
+    """Returns the tiles with a share of them changed, from one at random on."""
+    count = images.shape[0]
+    some = max(1, round(count * share))
+    where = (tf.cast(first * count, tf.int32) + tf.range(some)) % count
+    return tf.tensor_scatter_nd_update(images, where[:, None], change(tf.gather(images, where)))
 
 
 def _draw_noise(shape: tuple, seed: tf.Tensor) -> tf.Tensor:
