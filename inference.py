@@ -28,10 +28,32 @@ WINDOW, WINDOW_HALO = 1024, 128  # px, of what one mask is made from
 UNDECIDED = 0.5  # a pixel above is rather interior than membrane
 SMOOTHING, APART = 1.5, 6  # px: of the distance to membrane, and between two basins' first spots
 CERTAIN = 1e-4  # a border's log-odds count no further than those of this probability
+Area = tuple[slice, slice]  # rows and columns, both with start and stop
 NEIGHBOURS = (  # each pixel and the one above; each pixel and the one on its left
     (np.s_[1:], np.s_[:-1]),
     (np.s_[:, 1:], np.s_[:, :-1]),
 )
+
+
+def whole(shape: tuple[int, int]) -> Area:
+    """Returns all rows and columns of a slice of this shape."""
+    return slice(0, shape[0]), slice(0, shape[1])
+
+
+def widen(area: Area, halo: int, shape: tuple[int, int]) -> Area:
+    """Returns `area` with `halo` more px on every side, as far as the slice goes."""
+    return tuple(
+        slice(max(0, line.start - halo), min(line.stop + halo, side))
+        for line, side in zip(area, shape, strict=True)
+    )
+
+
+def shift(area: Area, origin: Area) -> Area:
+    """Returns where `area` lies in an array that holds `origin`."""
+    return tuple(
+        slice(line.start - first.start, line.stop - first.start)
+        for line, first in zip(area, origin, strict=True)
+    )
 
 
 def load_network(path: Path) -> keras.Model:
@@ -57,7 +79,7 @@ def load_network(path: Path) -> keras.Model:
     return model
 
 
-def to_mask(probability: np.ndarray, threshold: float) -> np.ndarray:
+def to_mask(probability: np.ndarray, threshold: float, wanted: Area | None = None) -> np.ndarray:
     """Turns P(interior) into a mask: P > 0.5, less one-pixel lines between cells that touch.
 
     A plain threshold joins two cells through one missing membrane pixel. Here a whole border has to
@@ -72,12 +94,15 @@ def to_mask(probability: np.ndarray, threshold: float) -> np.ndarray:
     Args:
         probability: P(interior) in [0, 1], float (height, width).
         threshold: on P(interior), in (0, 1).
+        wanted: rows and columns of the map that a mask is wanted of; None for all. Where the map is
+            a part of a slice's, these are one of `cut_slice`'s areas and the rest is `mask_needs`.
 
     Returns:
-        bool (height, width), True = cell interior.
+        bool, of the shape of what is wanted, True = cell interior.
     """
-    mask = np.empty(probability.shape, bool)
-    for core, window, inside in _cut_windows(mask.shape):
+    wanted = wanted or whole(probability.shape)
+    mask = np.empty([line.stop - line.start for line in wanted], bool)
+    for core, window, inside in _cut_windows(probability.shape, wanted):
         part = probability[window]
         mask[core] = _draw_mask(part, _find_basins(part), threshold)[inside]
     return mask
@@ -87,7 +112,7 @@ def make_masker(probability: np.ndarray) -> Callable[[float], np.ndarray]:
     """Returns `to_mask` of one map as a function of the threshold; a further one costs little."""
     parts = [
         (core, inside, probability[window], _find_basins(probability[window]))
-        for core, window, inside in _cut_windows(probability.shape)
+        for core, window, inside in _cut_windows(probability.shape, whole(probability.shape))
     ]
 
     def to_mask_at(threshold: float) -> np.ndarray:
@@ -99,19 +124,17 @@ def make_masker(probability: np.ndarray) -> Callable[[float], np.ndarray]:
     return to_mask_at
 
 
-def _cut_windows(shape: tuple[int, int]) -> Iterator[tuple[tuple, tuple, tuple]]:
-    """Yields parts of a map: where their masks go, what they are made from, and where in that."""
-    for top in range(0, shape[0], WINDOW):
-        for left in range(0, shape[1], WINDOW):
-            above, beside = min(top, WINDOW_HALO), min(left, WINDOW_HALO)
-            yield (
-                np.s_[top : top + WINDOW, left : left + WINDOW],
-                np.s_[
-                    top - above : top + WINDOW + WINDOW_HALO,
-                    left - beside : left + WINDOW + WINDOW_HALO,
-                ],
-                np.s_[above : above + WINDOW, beside : beside + WINDOW],
+def _cut_windows(shape: tuple[int, int], wanted: Area) -> Iterator[tuple[Area, Area, Area]]:
+    """Yields parts of a mask: where in it they go, what they are made from, and where in that."""
+    rows, cols = wanted
+    for top in range(rows.start, rows.stop, WINDOW):
+        for left in range(cols.start, cols.stop, WINDOW):
+            core = (
+                slice(top, min(top + WINDOW, rows.stop)),
+                slice(left, min(left + WINDOW, cols.stop)),
             )
+            window = widen(core, WINDOW_HALO, shape)
+            yield shift(core, wanted), window, shift(core, window)
 
 
 def _find_basins(probability: np.ndarray) -> np.ndarray | None:
@@ -207,7 +230,7 @@ class Predictor:
     def __call__(
         self, image: np.ndarray, scale: float = 1.0, normalise: Callable | None = None
     ) -> np.ndarray:
-        """Returns P(interior).
+        """Returns P(interior) of a slice.
 
         Args:
             image: (height, width), any size from 1x1; float32 as `grey.normalise` gives, or of any
@@ -224,13 +247,34 @@ class Predictor:
             image = image if normalise is None else normalise(image)
             shape = tuple(max(1, round(side * scale)) for side in image.shape)
             return np.clip(resize(self(resize(image, shape)), image.shape), 0.0, 1.0)
-        probability = np.empty(image.shape, np.float32)
-        rows, cols = (self._cut(side) for side in image.shape)
+        return self.predict_area(image, whole(image.shape), image.shape, normalise)
+
+    def predict_area(
+        self,
+        image: np.ndarray,
+        area: Area,
+        shape: tuple[int, int],
+        normalise: Callable | None = None,
+    ) -> np.ndarray:
+        """Returns P(interior) of an area of a slice, to the bit what the whole slice has there.
+
+        Args:
+            image: the rows and columns of the slice that `needs(area, shape)` names.
+            area: what is wanted.
+            shape: of the whole slice.
+            normalise: as for a whole slice.
+
+        Returns:
+            float32 (height, width) of the area.
+        """
+        probability = np.empty([line.stop - line.start for line in area], np.float32)
+        read = self.needs(area, shape)
+        rows, cols = (self._cut(*side) for side in zip(area, shape, strict=True))
         tiles = [(row, col) for row in rows for col in cols]
 
         def predict(job):
             ((top, tall), (left, wide)), (turns, flip) = job
-            tile = image[np.ix_(tall, wide)]
+            tile = image[np.ix_(tall - read[0].start, wide - read[1].start)]
             tile = np.rot90((tile if normalise is None else normalise(tile))[:, ::flip], turns)
             output = self.predict_batch(np.ascontiguousarray(tile)[None, :, :, None])
             output = np.rot90(output.numpy()[0, :, :, 0], -turns)[:, ::flip]
@@ -240,27 +284,41 @@ class Predictor:
         outputs = self.pool.map(predict, jobs)
         for (top, _), (left, _) in tiles:
             total = sum(next(outputs) for _ in self.turns)  # in one order: the same to the bit
-            core = total[: top.stop - top.start, : left.stop - left.start]
-            probability[top, left] = core / len(self.turns)
+            core = _intersect((top, left), area)
+            probability[shift(core, area)] = total[shift(core, (top, left))] / len(self.turns)
         return probability
+
+    def needs(self, area: Area, shape: tuple[int, int]) -> Area:
+        """Returns what must be read of a slice of this shape to predict an area of it."""
+        lines = (
+            np.concatenate([seen for _, seen in self._cut(*side)])
+            for side in zip(area, shape, strict=True)
+        )
+        return tuple(slice(int(line.min()), int(line.max()) + 1) for line in lines)
 
     def stop(self) -> None:
         """Computes no further tile; a slice in flight ends with `CancelledError`."""
         self.pool.shutdown(wait=False, cancel_futures=True)
 
-    def _cut(self, side: int) -> list[tuple[slice, np.ndarray]]:
-        """Returns the tiles along a side: the pixels of each, and those that it is computed from.
+    def _cut(self, line: slice, side: int) -> list[tuple[slice, np.ndarray]]:
+        """Returns the tiles that a line of a side meets: each one's pixels, and what it sees.
 
         The tiles are equal, so few shapes serve a slice. They end where the slice ends, as those of
         the training do, but for the few pixels to the next multiple of the stride: reflected ones.
         """
         count = -(-side // self.tile)
         size = -(-side // (count * self.stride)) * self.stride
-        whole = -(-side // self.stride) * self.stride
+        end = -(-side // self.stride) * self.stride
         cuts = []
-        for start in range(0, side, size):
+        for start in range(line.start // size * size, line.stop, size):
             stop = min(start + size, side)
-            seen = np.arange(max(0, start - self.halo), min(start + size + self.halo, whole))
+            seen = np.arange(max(0, start - self.halo), min(start + size + self.halo, end))
             seen = np.where(seen < side, seen, np.maximum(2 * side - 2 - seen, 0))
             cuts.append((slice(start, stop), seen))
         return cuts
+
+
+def _intersect(one: Area, other: Area) -> Area:
+    return tuple(
+        slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(one, other, strict=True)
+    )

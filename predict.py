@@ -2,6 +2,7 @@
 
 python predict.py FOLDER             every slice in a folder
 python predict.py STACK.tif          every page of a stack; one image works too
+python predict.py VOLUME.zarr        an OME-Zarr or Zarr of any size, block by block
 python predict.py                    the test slices of the data set the model was trained on
 
 The model is the newest finished run in outputs/ that was trained on real slices; without one, that
@@ -9,8 +10,11 @@ which ships with the repository, outputs/pretrained. --model large is its larger
 """
 
 import argparse
+import dataclasses
 import hashlib
 import json
+import math
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -18,16 +22,16 @@ from pathlib import Path
 import doors
 
 ABOUT = "about"  # subfolder of the predictions: record and contact sheet
-SHEET_SLICES = 30  # at most, evenly chosen
+SHEET_SLICES, LOOKED_AT = 30, 5  # evenly chosen: to be shown, to be tested for bright membranes
 PLAUSIBLE_MEMBRANE = (0.05, 0.6)  # of a mask's pixels; beyond it the slice is probably unlike
-LINE_SECONDS = 15  # between lines of progress where there is no terminal
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Returns the flags."""
     parser = doors.Parser(prog="predict.py", description=__doc__)
     add = parser.add_argument
-    add("input", nargs="?", metavar="FOLDER", help="of PNG, TIFF, JPEG or BMP slices, or one file")
+    input_help = "of PNG, TIFF, JPEG or BMP slices, one such file, or a Zarr"
+    add("input", nargs="?", metavar="FOLDER", help=input_help)
     add("--model", metavar="RUN", help="a run's folder or name in outputs/, or a .keras file")
     add("--output", metavar="DIR", help="default: a new folder in outputs/masks/")
     threshold_help = "on P(interior), between 0 and 1; default: the run's own"
@@ -48,7 +52,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--probability", action="store_true", help="also write P(interior) as 8-bit images")
     tta_help = "average 8 flips and rotations: better masks, 8 times the work; default: the run's"
     add("--tta", action=argparse.BooleanOptionalAction, help=tta_help)
+    zarr_help = "write one OME-Zarr instead of images; always so where the input is a Zarr"
+    add("--zarr", action="store_true", help=zarr_help)
+    scheduler_help = "of a running Dask cluster, such as tcp://host:8786; implies --zarr"
+    add("--scheduler", metavar="ADDRESS", help=scheduler_help)
+    dry_help = (
+        "only say how a volume would be predicted: blocks, bytes, and how long; implies --zarr"
+    )
+    add("--dry-run", action="store_true", help=dry_help)
     args = parser.parse_args(argv)
+    args.zarr |= bool(args.scheduler) or args.dry_run
     if args.plain and not args.threshold:
         parser.error("--plain: a run's own threshold is not meant for it; add --threshold, say 0.9")
     return args
@@ -60,61 +73,71 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def predict(args: argparse.Namespace) -> int:
-    """Chooses the model, predicts every file, writes masks, record and contact sheet."""
+    """Chooses model and settings, then predicts files or a volume."""
     doors.import_tensorflow_quietly()
     workers = doors.share_cores()
     import runs
     import slices
     import unet
-    from figures import draw_contact_sheet
     from inference import Predictor, load_network
-    from pipeline import Recipe, predict_pages
 
     path = runs.find_run(args.model)
     record = runs.read_run(path) if path.is_dir() else {}
     model_path = path / "model.keras" if path.is_dir() else path
     network = load_network(model_path)
-    tta = record.get("tta", True) if args.tta is None else args.tta
-    threshold = args.threshold or record.get("threshold" if tta else "threshold_without_tta")
-    if threshold is None:
+    args.tta = record.get("tta", True) if args.tta is None else args.tta
+    args.threshold = args.threshold or record.get(
+        "threshold" if args.tta else "threshold_without_tta"
+    )
+    if args.threshold is None:
         raise slices.UserError(f"{path}: has no calibrated threshold; give --threshold T")
     if args.pixel_size and not record.get("pixel_size"):
         raise slices.UserError(
             f"{path}: does not know the pixel size it was trained at; leave out --pixel-size, or "
             "train with train.py --pixel-size"
         )
-    averaged = ", averaging 8 flips and rotations" if tta else ""
+    averaged = ", averaging 8 flips and rotations" if args.tta else ""
     ships = " (ships with this repository)" if path == runs.OUTPUTS / runs.PRETRAINED else ""
-    print(f"Model: {runs.shown(path)}{ships}, threshold {threshold:g}{averaged}")
+    print(f"Model: {runs.shown(path)}{ships}, threshold {args.threshold:g}{averaged}")
     if record.get("synthetic"):
         print("Note: trained on synthetic slices, to try this program; it knows nothing of tissue")
-
-    source = Path(args.input).expanduser() if args.input else _test_slices(record)
-    sources, failed = find_files(source, args.max_pixels)
+    dtype, device = unet.choose_dtype()
+    predictor = Predictor(unet.with_dtype(network, dtype), args.tta, workers=workers)
+    args.input = Path(args.input).expanduser() if args.input else _test_slices(record)
     about = {
         "finished": False,
-        "input": str(source),
-        "input_state": _fingerprint([one.file for one in sources]),
+        "input": str(args.input),
         "model": runs.shown(path),
         "model_sha256": hashlib.sha256(model_path.read_bytes()).hexdigest(),
         "model_is_synthetic": record.get("synthetic", False),
-        "threshold": threshold,
+        "threshold": args.threshold,
         "plain": args.plain,
-        "tta": tta,
+        "tta": args.tta,
         "pixel_size": args.pixel_size,
         "invert": args.invert,
         "probability": args.probability,
     }
-    dtype, device = unet.choose_dtype()
-    predictor = Predictor(unet.with_dtype(network, dtype), tta, workers=workers)
-    folder = _claim_output(args.output, source, about)
-    print(f"Device: {device}\nMasks: {runs.shown(folder)}", flush=True)
+    if args.zarr or slices.is_zarr(args.input):
+        return _predict_volume(args, predictor, workers, model_path, record, about, device)
+    return _predict_files(args, predictor, workers, record, about, device)
 
+
+def _predict_files(args, predictor, workers: int, record: dict, about: dict, device: str) -> int:
+    """Predicts every file, writes masks, record and contact sheet."""
+    import runs
+    import slices
+    from figures import draw_contact_sheet
+    from pipeline import Recipe, find_files, predict_pages, write_masks
+
+    sources, failed = find_files(args.input, args.max_pixels)
+    about["input_state"] = _fingerprint([one.file for one in sources])
+    folder = _claim_output(args.output, args.input, about)
+    print(f"Device: {device}\nMasks: {runs.shown(folder)}", flush=True)
     began = time.monotonic()
     total = sum(one.pages for one in sources)
     recipe = Recipe(
         predictor=predictor,
-        threshold=threshold,
+        threshold=args.threshold,
         plain=args.plain,
         scaling=record.get("scaling", {}),
         pixel_size=record.get("pixel_size"),
@@ -122,9 +145,8 @@ def predict(args: argparse.Namespace) -> int:
         invert=args.invert,
         probability=args.probability,
         max_pixels=args.max_pixels,
-        on_sheet=frozenset(
-            round(i * (total - 1) / (SHEET_SLICES - 1)) for i in range(SHEET_SLICES)
-        ),
+        on_sheet=frozenset(_choose(total, SHEET_SLICES)),
+        looked_at=frozenset(_choose(total, LOOKED_AT)),
     )
     pages = predict_pages(sources, folder, recipe, workers)
     membrane, sheet = write_masks(pages, total, folder, recipe, failed)
@@ -136,82 +158,72 @@ def predict(args: argparse.Namespace) -> int:
     return _report(folder, membrane, failed, seconds)
 
 
-def write_masks(
-    pages, total: int, folder: Path, recipe, failed: list[str]
-) -> tuple[dict[str, float], list]:
-    """Writes the masks; returns each one's membrane fraction and the contact sheet's thumbnails."""
-    import contextlib
-    from itertools import groupby
-
-    from tqdm import tqdm
-
+def _predict_volume(
+    args, predictor, workers: int, model: Path, record: dict, about: dict, device: str
+) -> int:
+    """Predicts a volume block by block, writes OME-Zarr, record and contact sheet."""
     import slices
 
-    membrane, inverted, sheet, noted = {}, [], [], set()
-    live = sys.stdout.isatty()
-    state = "{n_fmt} of {total_fmt} slices, {rate_noinv_fmt}, {remaining} left"
-    progress = tqdm(
-        total=total,
-        unit=" slices",
-        file=sys.stdout,
-        mininterval=0.1 if live else LINE_SECONDS,
-        bar_format="{percentage:3.0f}% {bar} " + state if live else state + "\n",
+    try:
+        import blocks
+        import volume
+    except ModuleNotFoundError as error:
+        raise slices.UserError(
+            f"{args.input}: volumes need {error.name}, too; pip install -r requirements/cluster.txt"
+        ) from None
+    import runs
+    from figures import draw_contact_sheet
+    from pipeline import describe_scale, find_scale, note_inverted, show_progress
+
+    source = volume.open_volume(args.input, args.max_pixels)
+    scale, size = find_scale(args.pixel_size or source.voxel[2], record.get("pixel_size"))
+    block = blocks.choose_block(source.shape, scale)
+    about |= {"input_state": _fingerprint(source.files), "shape": source.shape, "block": block}
+    about = json.loads(json.dumps(about))  # as it will be read again: lists for tuples
+    levels = volume.plan_levels(source.shape, (source.voxel[0], size, size))
+    job = blocks.Job(
+        source=args.input.resolve(),
+        model=model.resolve(),
+        folder=Path(),
+        max_pixels=args.max_pixels,
+        threshold=args.threshold,
+        plain=args.plain,
+        tta=args.tta,
+        scaling=tuple(record.get("scaling", {}).items()),
+        scale=scale,
+        invert=args.invert,
+        probability=args.probability,
     )
-
-    def open_file(path: Path, page):
-        if path.exists():  # by the interrupted command that this continues
-            return contextlib.nullcontext(lambda array: None)
-        return slices.writing(path, page.mask.nbytes * page.source.pages)
-
-    with progress, contextlib.closing(pages):
-        for source, parts in groupby(pages, key=lambda page: page.source):
-            found, thumbnails = {}, []
-            try:
-                with contextlib.ExitStack() as files:
-                    for page in parts:
-                        if page.error:
-                            raise slices.UnreadableError(page.error)
-                        if not found:
-                            write = files.enter_context(open_file(folder / source.target, page))
-                        if page.probability is not None and not found:
-                            target = folder / "probability" / source.target
-                            write_map = files.enter_context(open_file(target, page))
-                        write(page.mask)
-                        if page.probability is not None:
-                            write_map(page.probability)
-                        found[page.name] = float((page.mask != slices.INTERIOR).mean())
-                        if page.thumbnails:
-                            thumbnails.append((page.name, *page.thumbnails))
-                        inverted += [page.name] if page.looks_inverted else []
-                        for kind, text in _remarks(page, recipe).items():
-                            if kind not in noted:
-                                noted.add(kind)
-                                (progress.write if live else print)(f"Note: {text}")
-                        progress.update()
-            except slices.UnreadableError as error:
-                failed.append(str(error))
-                progress.update(source.pages - len(found))
-            else:
-                membrane |= found
-                sheet += thumbnails
-    if len(inverted) > len(recipe.on_sheet) / 2:
-        others = f" and {len(inverted) - 1} more" if len(inverted) > 1 else ""
-        advice = "after --invert: try without" if recipe.invert else "if so, add --invert"
-        print(f"Note: {inverted[0]}{others} look like bright membranes on dark cells; {advice}")
-    return membrane, sheet
-
-
-def _remarks(page, recipe) -> dict[str, str]:
-    """Returns what is worth a remark about how a page was treated, by kind."""
-    remarks = {}
-    if page.in_colour:
-        remarks["colour"] = f"{page.name} is in colour; its luminance is used"
-    if page.scale != 1.0:
-        remarks["scale"] = (
-            f"{page.source.file.name} has pixels of {page.pixel_size:g} nm, the model knows "
-            f"{recipe.pixel_size:g} nm: it sees it resampled, the mask has the slice's own size"
+    if args.dry_run:
+        print("\n".join(blocks.describe(job, source, predictor, block, levels, workers)))
+        return 0
+    folder = _claim_output(args.output, args.input, about)
+    print(f"Device: {args.scheduler or device}\nMasks: {runs.shown(folder)}", flush=True)
+    if scale != 1.0:
+        print(f"Note: {describe_scale(args.input.name, size, record['pixel_size'])}")
+    job = dataclasses.replace(job, folder=folder.resolve())
+    looked_at = _choose(source.shape[0], LOOKED_AT)
+    inverted = [f"z {z}" for z in looked_at if blocks.looks_inverted(job, source, z)]
+    note_inverted(inverted, looked_at, args.invert)
+    began = time.monotonic()
+    with show_progress(math.prod(source.shape) / 1e6, " Mpixel") as progress:
+        membrane, failed = blocks.predict_volume(
+            job, source, predictor, block, levels, workers, args.scheduler, progress.update
         )
-    return remarks
+    seconds = time.monotonic() - began
+    if not failed:
+        sheet = [blocks.show(job, source, z) for z in _choose(source.shape[0], SHEET_SLICES)]
+        draw_contact_sheet(folder / ABOUT / "contact_sheet.png", *zip(*sheet, strict=True))
+        about |= {"finished": True, "device": device, "membrane": membrane, "failed": failed}
+        slices.write_json(folder / ABOUT / "prediction.json", about)
+        shutil.rmtree(job.markers, ignore_errors=True)
+    return _report(folder, membrane, failed, seconds)
+
+
+def _choose(total: int, count: int) -> list[int]:
+    """Returns the numbers of so many slices, or of all, evenly chosen."""
+    count = min(count, total)
+    return [round(i * (total - 1) / max(1, count - 1)) for i in range(count)]
 
 
 def _fingerprint(files: list[Path]) -> str:
@@ -231,31 +243,6 @@ def _test_slices(record: dict) -> Path:
     if data_set.test is None:
         raise UserError(f"{data_set.root}: has no test slices; name a folder of slices to predict")
     return data_set.test
-
-
-def find_files(source: Path, max_pixels: int) -> tuple[list, list[str]]:
-    """Returns the `pipeline.Source` of each usable file, and why the others are not."""
-    from pipeline import Source
-    from slices import UnreadableError, UserError, count_pages, list_images
-
-    if not source.exists():
-        raise UserError(f"{source}: no such file or folder; name the slices to predict")
-    sources, failed, taken, first = [], [], {}, 0
-    for file in list_images(source) if source.is_dir() else [source]:
-        try:
-            pages = count_pages(file, max_pixels)
-        except UnreadableError as error:
-            failed.append(str(error))
-            continue
-        target = f"{file.stem}.png" if pages == 1 else f"{file.stem}.tif"
-        other = taken.setdefault(target.casefold(), file)
-        if other != file:
-            raise UserError(
-                f"{other} and {file.name} would both be written to {target}; rename one of them"
-            )
-        sources.append(Source(file, target, pages, first))
-        first += pages
-    return sources, failed
 
 
 def _claim_output(wanted: str | None, source: Path, about: dict) -> Path:

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,8 +28,9 @@ MAX_PIXELS = 2**30  # of one slice; what claims more is refused before it is dec
 PHOTOMETRICS = {
     tifffile.PHOTOMETRIC[name] for name in ("MINISBLACK", "MINISWHITE", "RGB", "PALETTE")
 }
-NANOMETRES = {  # per unit of length, as ImageJ, OME and TIFF's tags name it
-    **{"nm": 1.0, "å": 0.1, "angstrom": 0.1, "mm": 1e6, "cm": 1e7, "inch": 2.54e7},
+NANOMETRES = {  # per unit of length, as ImageJ, OME, OME-Zarr and TIFF's tags name it
+    **{"å": 0.1, "angstrom": 0.1, "mm": 1e6, "millimeter": 1e6, "cm": 1e7, "inch": 2.54e7},
+    **dict.fromkeys(("nm", "nanometer"), 1.0),
     **dict.fromkeys(("µm", "μm", "um", "\\u00b5m", "micron", "microns", "micrometer"), 1e3),
 }
 UNITS = {2: "inch", 3: "cm"}  # by the number in TIFF's tag ResolutionUnit
@@ -46,6 +48,11 @@ class UnreadableError(UserError):
 def natural_key(name: str) -> list:
     """Returns a sort key that puts "2" before "10"."""
     return [int(part) if part.isdecimal() else part.lower() for part in re.split(r"(\d+)", name)]
+
+
+def is_zarr(path: Path) -> bool:
+    """Tells whether a folder is a Zarr array or group."""
+    return any((path / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup"))
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -96,12 +103,16 @@ def read_pixel_size(path: Path) -> float | None:
     return size if PIXEL_SIZES[0] <= size <= PIXEL_SIZES[1] else None
 
 
-def read_pages(path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[np.ndarray]:
+def read_pages(
+    path: Path, max_pixels: int = MAX_PIXELS, start: int = 0, stop: int | None = None
+) -> Iterator[np.ndarray]:
     """Yields the slices of an image file, one at a time.
 
     Args:
         path: PNG, TIFF (also multi-page), JPEG or BMP.
         max_pixels: of one slice; what claims more is refused before it is decoded.
+        start: the number of the first slice that is wanted, from 0.
+        stop: that of the first one that is not; None for all.
 
     Yields:
         Arrays (height, width), or (height, width, 3) for colour, in the file's own dtype (1-bit
@@ -111,7 +122,7 @@ def read_pages(path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[np.ndarray]
         UnreadableError: the file is no image, is damaged, or holds NaN or infinity.
     """
     read = _read_tiff if path.suffix.lower() in TIFF_SUFFIXES else _read_picture
-    for page in read(path, max_pixels):
+    for page in read(path, max_pixels, slice(start, stop)):
         if page.ndim not in (2, 3) or not page.size:
             raise UnreadableError(
                 f"{path}: an image of shape {page.shape}; expected (height, width)"
@@ -175,7 +186,10 @@ def writing(path: Path, nbytes: int = 0) -> Iterator[Callable[[np.ndarray], None
                 kind = {"photometric": "minisblack", "compression": "zlib", "metadata": None}
                 yield partial(tiff.write, **kind)
         else:
-            yield lambda page: Image.fromarray(page).save(part, format="PNG")
+            # run lengths make a mask's file as small as zlib's default does, in half the time
+            yield lambda page: Image.fromarray(page).save(
+                part, format="PNG", compress_type=zlib.Z_RLE
+            )
 
 
 def write_pages(path: Path, pages: Sequence[np.ndarray]) -> None:
@@ -217,7 +231,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise UnreadableError(f"{path}: cannot be read as an image ({first_line(error)})") from None
 
 
-def _read_picture(path: Path, max_pixels: int) -> Iterator[np.ndarray]:
+def _read_picture(path: Path, max_pixels: int, wanted: slice) -> Iterator[np.ndarray]:
     Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is that of photographs
     with _reading(path), Image.open(path) as picture:
         _check_size(path, picture.size, max_pixels)
@@ -226,7 +240,7 @@ def _read_picture(path: Path, max_pixels: int) -> Iterator[np.ndarray]:
         else:
             grey = picture.mode in ("1", "L", "I;16", "I", "F")
             image = np.asarray(picture if grey else picture.convert("RGB"))
-    yield _without_alpha(image)
+    yield from [_without_alpha(image)][wanted]
 
 
 def _check_size(path: Path, size: Sequence[int], max_pixels: int) -> None:
@@ -283,15 +297,18 @@ def _plane(series: tifffile.TiffPageSeries) -> tuple[int, ...]:
     return tuple(length for length, axis in named if axis in "YXS")
 
 
-def _read_tiff(path: Path, max_pixels: int) -> Iterator[np.ndarray]:
+def _read_tiff(path: Path, max_pixels: int, wanted: slice) -> Iterator[np.ndarray]:
     with _reading(path), _open_tiff(path) as tiff:
+        pages = []
         for series, count in _tiff_series(tiff, max_pixels):
             if len(series.pages) == count:
-                pages = (page.asarray() for page in series.pages)
+                pages += [(series, page.asarray) for page in series.pages]
             else:  # ImageJ and others can store many slices under one page
-                pages = iter(series.asarray().reshape(count, *_plane(series)))
-            for page in pages:
-                yield _as_shown(page, series.keyframe)
+                mapped = "memmap" if series.dataoffset is not None else None
+                stack = series.asarray(out=mapped).reshape(count, *_plane(series))
+                pages += [(series, partial(stack.__getitem__, number)) for number in range(count)]
+        for series, read in pages[wanted]:
+            yield _as_shown(read(), series.keyframe)
 
 
 def _as_shown(page: np.ndarray, tags: tifffile.TiffPage) -> np.ndarray:

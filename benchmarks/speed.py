@@ -440,13 +440,12 @@ def make_pipeline(engine: str, precision: str, scratch: Path) -> tuple[dict, dic
 
         doors.import_tensorflow_quietly()
         workers = doors.share_cores()
-        import predict
         from inference import Predictor
-        from pipeline import Recipe, predict_pages
+        from pipeline import Recipe, find_files, predict_pages, write_masks
         from unet import choose_dtype, with_dtype
 
         network = with_dtype(load_keras("float32"), choose_dtype()[0])
-        sources, _ = predict.find_files(folder, 2**30)
+        sources, _ = find_files(folder, 2**30)
         recipe = Recipe(
             predictor=Predictor(network, tta=False, workers=workers),
             threshold=0.9 if engine == PIPELINES[0] else 0.5,
@@ -458,12 +457,13 @@ def make_pipeline(engine: str, precision: str, scratch: Path) -> tuple[dict, dic
             probability=False,
             max_pixels=2**30,
             on_sheet=frozenset(range(30)),
+            looked_at=frozenset(range(5)),
         )
 
         def run():
             with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()):
                 pages = predict_pages(sources, Path(out), recipe, workers)
-                predict.write_masks(pages, count, Path(out), recipe, [])
+                write_masks(pages, count, Path(out), recipe, [])
 
     else:
         import numpy as np

@@ -50,6 +50,7 @@ def recipe(predictor, **others):
         "probability": True,
         "max_pixels": 10_000,
         "on_sheet": frozenset({3}),
+        "looked_at": frozenset({3}),
     }
     return Recipe(predictor, **known | others)
 

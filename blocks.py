@@ -1,0 +1,443 @@
+"""A volume predicted block by block, in this process or by the workers of a Dask cluster.
+
+A block is a range of z with an area of rows and columns: what is written at once. A task is its
+corners, not its pixels; whoever gets it reads what it needs, predicts slice by slice, writes the
+block, and then its marker. So at any moment the markers say what is done, and a run that was
+stopped goes on with the rest.
+"""
+
+import contextlib
+import json
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import islice, product
+from pathlib import Path
+
+import numpy as np
+from distributed import Client, KilledWorker, get_worker
+from skimage.transform import downscale_local_mean
+from tqdm import tqdm
+
+import doors
+import grey
+import unet
+import volume
+from figures import make_thumbnail
+from inference import WINDOW, WINDOW_HALO, Predictor, load_network, shift, whole, widen
+from pipeline import draw_mask
+from slices import UnreadableError, UserError, first_line, write_json
+
+SIDE = 12 * WINDOW  # px; longer slices are cut, where masks are made from windows anyway
+DEPTH, VOXELS = 16, 2**24  # a block has 16 slices, or fewer of a large volume
+IN_FLIGHT = 2**26  # px of slices; beyond these, one block at a time
+CONNECT_SECONDS = 10
+OPENING = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Block:
+    """Where a block starts and ends, (z, y, x), in a level of the pyramid: 0 = the volume."""
+
+    level: int
+    start: tuple[int, int, int]
+    stop: tuple[int, int, int]
+
+    @property
+    def name(self) -> str:
+        """Its marker's."""
+        return "-".join(map(str, (self.level, *self.start)))
+
+    @property
+    def z(self) -> slice:
+        """Its slices."""
+        return slice(self.start[0], self.stop[0])
+
+    @property
+    def area(self) -> tuple[slice, slice]:
+        """Its rows and columns."""
+        return slice(self.start[1], self.stop[1]), slice(self.start[2], self.stop[2])
+
+
+@dataclass(frozen=True)
+class Job:
+    """What any process must know to predict any block of a volume.
+
+    Args:
+        source: path of the volume.
+        model: path of the network.
+        folder: of the masks.
+        max_pixels: of a slice.
+        threshold: on P(interior).
+        plain: whether it is put to single pixels, not to whole borders.
+        tta: whether to average 8 flips and rotations.
+        scaling: `grey.normaliser`'s mean and deviation, as pairs.
+        scale: from the volume's pixels to those that the network knows.
+        invert: whether membranes are bright.
+        probability: whether P(interior) is wanted, too.
+    """
+
+    source: Path
+    model: Path
+    folder: Path
+    max_pixels: int
+    threshold: float
+    plain: bool
+    tta: bool
+    scaling: tuple[tuple[str, float], ...]
+    scale: float
+    invert: bool
+    probability: bool
+
+    @property
+    def masks(self) -> Path:
+        """The OME-Zarr of the masks."""
+        return self.folder / f"{self.source.stem}.zarr"
+
+    @property
+    def outputs(self) -> list[Path]:
+        """It, and that of P(interior) if wanted."""
+        return [self.masks] + [self.folder / "probability" / self.masks.name] * self.probability
+
+    @property
+    def markers(self) -> Path:
+        """The folder of the finished blocks' markers."""
+        return self.folder / "about" / "blocks"
+
+
+def choose_block(shape: tuple[int, int, int], scale: float = 1.0) -> tuple[int, int, int]:
+    """Chooses the shape of the blocks, (z, y, x).
+
+    Whole slices up to 12288 px; beyond, equal parts that start where a mask's windows do. A slice
+    that is resampled is never cut.
+    """
+    sides = []
+    for side in shape[1:]:
+        count = 1 if scale != 1.0 else -(-side // SIDE)
+        sides.append(side if count == 1 else -(-side // (count * WINDOW)) * WINDOW)
+    depth = max(1, min(DEPTH, shape[0], VOXELS // math.prod(sides)))
+    return depth, *sides
+
+
+def cut(level: int, shape: tuple[int, int, int], block: tuple[int, int, int]) -> Iterator[Block]:
+    """Yields the blocks of a level, slice by slice."""
+    starts = (range(0, side, step) for side, step in zip(shape, block, strict=True))
+    for start in product(*starts):
+        stop = (min(a + step, side) for a, step, side in zip(start, block, shape, strict=True))
+        yield Block(level, start, tuple(stop))
+
+
+def predict_block(job: Job, source: volume.Volume, predictor: Predictor, block: Block) -> dict:
+    """Predicts a block and writes it.
+
+    Each slice is normalised by the grey values of `grey.cut_sample`, wherever the block lies in it,
+    so the masks do not depend on the blocks.
+
+    Returns:
+        membrane: how many membrane pixels each of its slices has.
+    """
+    shape = source.shape[1:]
+    seen = widen(block.area, 0 if job.plain else WINDOW_HALO, shape)
+    read = predictor.needs(seen, shape) if job.scale == 1.0 else whole(shape)
+    stack = source.read(block.z, read)
+    if read == whole(shape):
+        samples = [grey.sample(image) for image in stack]
+    else:
+        parts = [source.read(block.z, part) for part in grey.cut_sample(shape)]
+        samples = np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+    masks = np.empty([b - a for a, b in zip(block.start, block.stop, strict=True)], np.uint8)
+    maps = np.empty_like(masks)
+    wanted = shift(block.area, seen)
+    for number, (image, sample) in enumerate(zip(stack, samples, strict=True)):
+        normalise = grey.normaliser(sample, **dict(job.scaling), invert=job.invert)
+        if job.scale == 1.0:
+            probability = predictor.predict_area(image, seen, shape, normalise)
+        else:
+            probability = predictor(image, job.scale, normalise)
+        masks[number] = draw_mask(probability, job.threshold, job.plain, wanted)
+        if job.probability:
+            maps[number] = grey.to_bytes(probability[wanted])
+    for path, part in zip(job.outputs, (masks, maps), strict=False):
+        volume.write_part(path, 0, block.start, part)
+    return _mark(job, block, {"membrane": (masks == 0).sum((1, 2)).tolist()})
+
+
+def shrink_block(job: Job, factors: tuple[int, int, int], block: Block) -> dict:
+    """Writes a block of a higher level of the pyramids: means of the voxels of the level below."""
+    starts = [a * factor for a, factor in zip(block.start, factors, strict=True)]
+    stops = [b * factor for b, factor in zip(block.stop, factors, strict=True)]
+    place = tuple(slice(*ends) for ends in zip(starts, stops, strict=True))
+    for path in job.outputs:
+        part = volume.read_part(path, block.level - 1, place)
+        odd = [(0, -side % factor) for side, factor in zip(part.shape, factors, strict=True)]
+        part = downscale_local_mean(np.pad(part, odd, mode="edge"), factors)
+        volume.write_part(path, block.level, block.start, np.round(part).astype(np.uint8))
+    return _mark(job, block, {})
+
+
+def looks_inverted(job: Job, source: volume.Volume, z: int) -> bool:
+    """Tells whether a slice seems to have bright membranes, by its middle."""
+    return grey.looks_inverted(_see_middle(job, source, z), job.scale)
+
+
+def show(job: Job, source: volume.Volume, z: int) -> tuple[str, np.ndarray, np.ndarray]:
+    """Returns the caption and the thumbnails of a slice and its mask, of their middle."""
+    mask = volume.read_part(job.masks, 0, (slice(z, z + 1), *_middle(source)))[0]
+    return f"z {z}", make_thumbnail(_see_middle(job, source, z)), make_thumbnail(mask)
+
+
+def describe(
+    job: Job,
+    source: volume.Volume,
+    predictor: Predictor,
+    block: tuple[int, int, int],
+    levels: Sequence[tuple],
+    workers: int,
+) -> list[str]:
+    """Returns lines that say what predicting a volume will take, by a trial on a part of it."""
+    voxels, shape = math.prod(source.shape), source.shape[1:]
+    areas = [one.area for one in cut(0, (1, *shape), (1, *block[1:]))]
+    halo = 0 if job.plain else WINDOW_HALO
+    work = sum(_size(predictor.needs(widen(area, halo, shape), shape)) for area in areas)
+    more = work / math.prod(shape) if job.scale == 1.0 else job.scale**2
+    area = _middle(source)
+    image = source.read(slice(source.shape[0] // 2, source.shape[0] // 2 + 1), area)[0]
+    normalise = grey.normaliser(grey.sample(image), **dict(job.scaling), invert=job.invert)
+    with ThreadPoolExecutor(workers) as pool:
+        for _ in range(2):  # the first one builds the network's graph
+            began = time.perf_counter()
+            maps = pool.map(lambda _: predictor(image, 1.0, normalise), range(workers))
+            list(pool.map(lambda one: draw_mask(one, job.threshold, job.plain), maps))
+            rate = workers * image.size / (time.perf_counter() - began) / more
+    counts = [sum(1 for _ in cut(n, shape, block)) for n, (shape, _) in enumerate(levels)]
+    outputs = len(job.outputs)
+    written = outputs * sum(math.prod(shape) for shape, _ in levels)
+    chunk = volume.chunk_of(block)
+    pyramid = f"; {sum(counts[1:]):,} more for a pyramid" if counts[1:] else ""
+    hours = tqdm.format_interval(voxels / rate)
+    return [
+        f"Volume: {_by(source.shape)} (z, y, x), {voxels / 1e6:,.1f} Mvoxel, "
+        f"{voxels * source.itemsize / 1e6:,.0f} MB uncompressed",
+        f"Blocks: {counts[0]:,} of {_by(block)}, a file each, in chunks of {_by(chunk)}{pyramid}",
+        f"Written: {written / 1e6:,.0f} MB before compression, in {outputs * sum(counts):,} files",
+        f"Read and computed beyond the blocks' own pixels: {max(0.0, more - 1):.0%}",
+        f"Time: about {hours} (h:min:s) at {rate / 1e6:.2f} Mpixel/s, as this machine did on "
+        f"{_by(image.shape)} px of it",
+    ]
+
+
+def _middle(source: volume.Volume) -> tuple[slice, slice]:
+    """Returns the rows and columns in the middle of a volume's slices that are looked at."""
+    starts = [max(0, (side - grey.LOOK) // 2) for side in source.shape[1:]]
+    ends = [min(a + grey.LOOK, side) for a, side in zip(starts, source.shape[1:], strict=True)]
+    return slice(starts[0], ends[0]), slice(starts[1], ends[1])
+
+
+def _see_middle(job: Job, source: volume.Volume, z: int) -> np.ndarray:
+    """Returns the middle of a slice as the network sees it."""
+    parts = [source.read(slice(z, z + 1), part) for part in grey.cut_sample(source.shape[1:])]
+    sample = np.concatenate([part.ravel() for part in parts])
+    normalise = grey.normaliser(sample, **dict(job.scaling), invert=job.invert)
+    return normalise(source.read(slice(z, z + 1), _middle(source))[0])
+
+
+def _size(area: tuple[slice, slice]) -> int:
+    return math.prod(line.stop - line.start for line in area)
+
+
+def _by(sides: Sequence[int]) -> str:
+    return " × ".join(map(str, sides))
+
+
+def predict_volume(
+    job: Job,
+    source: volume.Volume,
+    predictor: Predictor,
+    block: tuple[int, int, int],
+    levels: Sequence[tuple],
+    workers: int,
+    scheduler: str | None,
+    progress: Callable[[float], object],
+) -> tuple[dict[str, float], list[str]]:
+    """Predicts those blocks of a volume that are not done yet, then draws the pyramid.
+
+    Args:
+        job: what to do.
+        source: the volume.
+        predictor: the network, for this process.
+        block: as `choose_block` gives.
+        levels: as `volume.plan_levels` gives.
+        workers: how many blocks this process predicts at once, while they are small.
+        scheduler: address of a Dask scheduler whose workers do it instead, or None.
+        progress: is told how many megapixels more are done.
+
+    Returns:
+        The membrane fraction of each slice, and what could not be done. Without pyramid in that
+        case: what is missing can be mended, and the rest done by the same call.
+    """
+    for path in job.outputs:
+        volume.create_volume(path, source, levels, block)
+    area = math.prod(source.shape[1:])
+    membrane, seen, failed = np.zeros(source.shape[0]), np.zeros(source.shape[0]), []
+    with _open_pool(scheduler, workers, block, predictor) as (pool, at_once):
+        if scheduler:
+            function = for_workers(predict_on_worker, job)
+        else:
+            function = partial(predict_block, job, source, predictor)
+        for one, result in _finish(job, cut(0, source.shape, block), function, pool, at_once):
+            if isinstance(result, UnreadableError):
+                failed.append(str(result))
+                continue
+            membrane[one.z] += result["membrane"]
+            pixels = _size(one.area)
+            seen[one.z] += pixels
+            progress(pixels * (one.stop[0] - one.start[0]) / 1e6)
+        for level in range(1, 1 if failed else len(levels)):
+            (_, below), (shape, spans) = levels[level - 1 : level + 1]
+            factors = tuple(a // b for a, b in zip(spans, below, strict=True))
+            run_from = for_workers if scheduler else partial
+            function = run_from(shrink_block, job, factors)
+            for _ in _finish(job, cut(level, shape, block), function, pool, at_once):
+                pass
+    whole_slices = np.flatnonzero(seen == area).tolist()
+    return {f"z {z}": float(membrane[z] / area) for z in whole_slices}, failed
+
+
+def _finish(job: Job, blocks: Iterable[Block], function, pool, at_once) -> Iterator[tuple]:
+    """Yields each block with what its task returned, in an earlier run or in this one."""
+    missing = []
+    for block in blocks:
+        marker = _read_marker(job, block)
+        if marker is None:
+            missing.append(block)
+        else:
+            yield block, marker
+    yield from run(function, missing, pool, at_once)
+
+
+def run(
+    function: Callable[[Block], dict],
+    blocks: Iterable[Block],
+    pool: Executor,
+    at_once: Callable[[], int],
+) -> Iterator[tuple[Block, dict | UnreadableError]]:
+    """Runs a function on blocks, some at once, and yields what it returned as they finish.
+
+    Args:
+        function: that raises `UnreadableError` where the rest can go on without a block.
+        blocks: not more of them are taken than are under way.
+        pool: that runs it.
+        at_once: says how many may be under way at this moment.
+
+    Raises:
+        UserError: what the function raised, when there is no going on.
+    """
+    blocks, running = iter(blocks), {}
+    try:
+        while True:
+            for block in islice(blocks, max(0, at_once() - len(running))):
+                running[pool.submit(function, block)] = block
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                block = running.pop(future)
+                try:
+                    yield block, future.result()
+                except UnreadableError as error:
+                    yield block, error
+                except KilledWorker as error:
+                    text = f"{error.last_worker.address} and others died on it; out of memory?"
+                    yield block, UnreadableError(f"block {block.name}: {text}")
+    except CancelledError:
+        raise UserError("the Dask scheduler is gone; run the same command again to go on") from None
+    finally:
+        for future in running:
+            future.cancel()
+
+
+@contextlib.contextmanager
+def _open_pool(scheduler: str | None, workers: int, block: tuple, predictor: Predictor):
+    """Gives who runs the blocks, and a function that says how many at once."""
+    if scheduler:
+        with connect(scheduler) as client:
+            yield (
+                client.get_executor(pure=False),
+                lambda: max(1, 2 * sum(client.nthreads().values())),
+            )
+        return
+    count = max(1, min(workers, IN_FLIGHT // math.prod(block[1:])))
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool, lambda: count
+    except BaseException:
+        predictor.stop()  # else the blocks under way would be finished first
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def connect(address: str) -> Client:
+    """Returns a client of a running Dask scheduler.
+
+    Raises:
+        UserError: none answers there.
+    """
+    try:
+        return Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--scheduler {address}: no Dask scheduler answers there ({first_line(error)}); start "
+            "one by: dask scheduler"
+        ) from None
+
+
+def for_workers(function: Callable, *args) -> Callable[[Block], dict]:
+    """Returns `function(*args, block)` as something that a Dask worker can run from anywhere.
+
+    It travels by value and imports this repository where it lies, which workers must see, too.
+    """
+    home, name = str(Path(__file__).parent), function.__name__
+
+    def work(block):
+        import sys
+
+        if home not in sys.path:
+            sys.path.insert(0, home)
+        import blocks
+
+        return getattr(blocks, name)(*args, block)
+
+    return work
+
+
+def predict_on_worker(job: Job, block: Block) -> dict:
+    """Predicts a block in a Dask worker, which opens volume and model once."""
+    with OPENING:
+        source, predictor = _open_job(job, get_worker().state.nthreads)
+    return predict_block(job, source, predictor, block)
+
+
+@lru_cache(maxsize=1)
+def _open_job(job: Job, threads: int) -> tuple[volume.Volume, Predictor]:
+    doors.import_tensorflow_quietly()
+    doors.share_cores()
+    network = unet.with_dtype(load_network(job.model), unet.choose_dtype()[0])
+    source = volume.open_volume(job.source, job.max_pixels)
+    return source, Predictor(network, job.tta, workers=threads)
+
+
+def _read_marker(job: Job, block: Block) -> dict | None:
+    """Returns what a finished block's task returned, None of one that is not finished."""
+    try:
+        return json.loads((job.markers / f"{block.name}.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _mark(job: Job, block: Block, content: dict) -> dict:
+    write_json(job.markers / f"{block.name}.json", content)
+    return content
