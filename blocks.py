@@ -8,11 +8,20 @@ stopped goes on with the rest.
 
 import contextlib
 import json
+import logging
 import math
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, ThreadPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    CancelledError,
+    Executor,
+    Future,
+    ThreadPoolExecutor,
+    wait,
+)
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice, product
@@ -20,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 from distributed import Client, KilledWorker, get_worker
+from distributed.comm import CommClosedError
 from skimage.transform import downscale_local_mean
 from tqdm import tqdm
 
@@ -35,7 +45,7 @@ from slices import UnreadableError, UserError, first_line, write_json
 SIDE = 12 * WINDOW  # px; longer slices are cut, where masks are made from windows anyway
 DEPTH, VOXELS = 16, 2**24  # a block has 16 slices, or fewer of a large volume
 IN_FLIGHT = 2**26  # px of slices; beyond these, one block at a time
-CONNECT_SECONDS = 10
+CONNECT_SECONDS, LOOK_SECONDS = 10, 5  # for the scheduler to answer; between looks at it
 OPENING = threading.Lock()
 
 
@@ -181,7 +191,10 @@ def shrink_block(job: Job, factors: tuple[int, int, int], block: Block) -> dict:
 
 def looks_inverted(job: Job, source: volume.Volume, z: int) -> bool:
     """Tells whether a slice seems to have bright membranes, by its middle."""
-    return grey.looks_inverted(_see_middle(job, source, z), job.scale)
+    try:
+        return grey.looks_inverted(_see_middle(job, source, z), job.scale)
+    except UnreadableError:  # is said when its block's turn comes
+        return False
 
 
 def show(job: Job, source: volume.Volume, z: int) -> tuple[str, np.ndarray, np.ndarray]:
@@ -283,12 +296,12 @@ def predict_volume(
         volume.create_volume(path, source, levels, block)
     area = math.prod(source.shape[1:])
     membrane, seen, failed = np.zeros(source.shape[0]), np.zeros(source.shape[0]), []
-    with _open_pool(scheduler, workers, block, predictor) as (pool, at_once):
+    with _open_pool(scheduler, workers, block, predictor) as (submit, at_once):
         if scheduler:
-            function = for_workers(predict_on_worker, job)
+            function = partial(predict_on_worker, job)
         else:
             function = partial(predict_block, job, source, predictor)
-        for one, result in _finish(job, cut(0, source.shape, block), function, pool, at_once):
+        for one, result in _finish(job, cut(0, source.shape, block), function, submit, at_once):
             if isinstance(result, UnreadableError):
                 failed.append(str(result))
                 continue
@@ -299,15 +312,14 @@ def predict_volume(
         for level in range(1, 1 if failed else len(levels)):
             (_, below), (shape, spans) = levels[level - 1 : level + 1]
             factors = tuple(a // b for a, b in zip(spans, below, strict=True))
-            run_from = for_workers if scheduler else partial
-            function = run_from(shrink_block, job, factors)
-            for _ in _finish(job, cut(level, shape, block), function, pool, at_once):
+            function = partial(shrink_block, job, factors)
+            for _ in _finish(job, cut(level, shape, block), function, submit, at_once):
                 pass
     whole_slices = np.flatnonzero(seen == area).tolist()
     return {f"z {z}": float(membrane[z] / area) for z in whole_slices}, failed
 
 
-def _finish(job: Job, blocks: Iterable[Block], function, pool, at_once) -> Iterator[tuple]:
+def _finish(job: Job, blocks: Iterable[Block], function, submit, at_once) -> Iterator[tuple]:
     """Yields each block with what its task returned, in an earlier run or in this one."""
     missing = []
     for block in blocks:
@@ -316,13 +328,13 @@ def _finish(job: Job, blocks: Iterable[Block], function, pool, at_once) -> Itera
             missing.append(block)
         else:
             yield block, marker
-    yield from run(function, missing, pool, at_once)
+    yield from run(function, missing, submit, at_once)
 
 
 def run(
     function: Callable[[Block], dict],
     blocks: Iterable[Block],
-    pool: Executor,
+    submit: Callable[[Callable, Block], Future],
     at_once: Callable[[], int],
 ) -> Iterator[tuple[Block, dict | UnreadableError]]:
     """Runs a function on blocks, some at once, and yields what it returned as they finish.
@@ -330,7 +342,7 @@ def run(
     Args:
         function: that raises `UnreadableError` where the rest can go on without a block.
         blocks: not more of them are taken than are under way.
-        pool: that runs it.
+        submit: starts the function on a block.
         at_once: says how many may be under way at this moment.
 
     Raises:
@@ -340,10 +352,10 @@ def run(
     try:
         while True:
             for block in islice(blocks, max(0, at_once() - len(running))):
-                running[pool.submit(function, block)] = block
+                running[submit(function, block)] = block
             if not running:
                 return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            for future in wait(running, LOOK_SECONDS, FIRST_COMPLETED).done:
                 block = running.pop(future)
                 try:
                     yield block, future.result()
@@ -352,7 +364,7 @@ def run(
                 except KilledWorker as error:
                     text = f"{error.last_worker.address} and others died on it; out of memory?"
                     yield block, UnreadableError(f"block {block.name}: {text}")
-    except CancelledError:
+    except (CancelledError, CommClosedError):
         raise UserError("the Dask scheduler is gone; run the same command again to go on") from None
     finally:
         for future in running:
@@ -361,23 +373,46 @@ def run(
 
 @contextlib.contextmanager
 def _open_pool(scheduler: str | None, workers: int, block: tuple, predictor: Predictor):
-    """Gives who runs the blocks, and a function that says how many at once."""
+    """Gives a function that starts another one on a block, and one that says how many at once."""
     if scheduler:
         with connect(scheduler) as client:
-            yield (
-                client.get_executor(pure=False),
-                lambda: max(1, 2 * sum(client.nthreads().values())),
-            )
+            pool = client.get_executor(pure=False)
+            yield partial(_submit, pool), partial(_count_tasks, client)
         return
     count = max(1, min(workers, IN_FLIGHT // math.prod(block[1:])))
     pool = ThreadPoolExecutor(count)
     try:
-        yield pool, lambda: count
+        yield pool.submit, lambda: count
     except BaseException:
         predictor.stop()  # else the blocks under way would be finished first
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _count_tasks(client: Client) -> int:
+    """Returns how many tasks keep the cluster's workers busy, who come and go."""
+    if client.status == "closed":  # what was under way is not always told so
+        raise CommClosedError
+    return max(1, 2 * sum(client.nthreads().values()))
+
+
+def _submit(pool: Executor, function: Callable, block: Block) -> Future:
+    """Starts a function on a block in a Dask worker.
+
+    Neither scheduler nor worker need know this repository, which must only lie where it lies here:
+    the task travels as bytes, and what unpacks them travels by value, being no module's function.
+    """
+
+    def work(home: str, task: bytes):
+        import pickle
+        import sys
+
+        if home not in sys.path:
+            sys.path.insert(0, home)
+        return pickle.loads(task)()
+
+    return pool.submit(work, str(Path(__file__).parent), pickle.dumps(partial(function, block)))
 
 
 def connect(address: str) -> Client:
@@ -386,6 +421,9 @@ def connect(address: str) -> Client:
     Raises:
         UserError: none answers there.
     """
+    for name in list(logging.root.manager.loggerDict):  # else a lost connection fills the terminal
+        if name.startswith(("distributed", "tornado", "asyncio")):
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     try:
         return Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
@@ -393,25 +431,6 @@ def connect(address: str) -> Client:
             f"--scheduler {address}: no Dask scheduler answers there ({first_line(error)}); start "
             "one by: dask scheduler"
         ) from None
-
-
-def for_workers(function: Callable, *args) -> Callable[[Block], dict]:
-    """Returns `function(*args, block)` as something that a Dask worker can run from anywhere.
-
-    It travels by value and imports this repository where it lies, which workers must see, too.
-    """
-    home, name = str(Path(__file__).parent), function.__name__
-
-    def work(block):
-        import sys
-
-        if home not in sys.path:
-            sys.path.insert(0, home)
-        import blocks
-
-        return getattr(blocks, name)(*args, block)
-
-    return work
 
 
 def predict_on_worker(job: Job, block: Block) -> dict:

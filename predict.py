@@ -177,10 +177,11 @@ def _predict_volume(
 
     source = volume.open_volume(args.input, args.max_pixels)
     scale, size = find_scale(args.pixel_size or source.voxel[2], record.get("pixel_size"))
+    source = dataclasses.replace(source, voxel=(source.voxel[0], size, size))
     block = blocks.choose_block(source.shape, scale)
     about |= {"input_state": _fingerprint(source.files), "shape": source.shape, "block": block}
     about = json.loads(json.dumps(about))  # as it will be read again: lists for tuples
-    levels = volume.plan_levels(source.shape, (source.voxel[0], size, size))
+    levels = volume.plan_levels(source.shape, source.voxel)
     job = blocks.Job(
         source=args.input.resolve(),
         model=model.resolve(),
@@ -217,6 +218,8 @@ def _predict_volume(
         about |= {"finished": True, "device": device, "membrane": membrane, "failed": failed}
         slices.write_json(folder / ABOUT / "prediction.json", about)
         shutil.rmtree(job.markers, ignore_errors=True)
+    else:
+        print("Note: once that is mended, the same command with this --output does the rest")
     return _report(folder, membrane, failed, seconds)
 
 

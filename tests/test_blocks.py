@@ -1,0 +1,193 @@
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from PIL import Image
+
+import blocks
+import grey
+import inference
+import pipeline
+import predict
+import synthetic
+import volume
+
+MODEL = Path(predict.__file__).parent / "outputs/pretrained"
+STACK = np.stack([synthetic.make_slice(70, 90, seed)[0] for seed in range(6)])
+
+
+@pytest.fixture
+def stack(tmp_path, monkeypatch):
+    """A volume of drawn slices as Zarr, and blocks of two slices."""
+    monkeypatch.setattr(blocks, "DEPTH", 2)
+    zarr.create_array(str(tmp_path / "stack.zarr"), data=STACK, chunks=(2, 32, 32))
+    return tmp_path / "stack.zarr"
+
+
+def run(source, output, *flags):
+    flags = ["--no-tta", "--output", output, "--model", MODEL, *flags]
+    return predict.main([str(source), *map(str, flags)])
+
+
+def make_job(source, folder, **others):
+    known = {
+        "model": MODEL / "model.keras",
+        "max_pixels": 10**6,
+        "threshold": 0.6,
+        "plain": False,
+        "tta": False,
+        "scaling": (),
+        "scale": 1.0,
+        "invert": False,
+        "probability": False,
+    }
+    return blocks.Job(source, folder=folder, **known | others)
+
+
+def read(path):
+    return zarr.open_group(str(path), mode="r")["0"][:]
+
+
+def test_folder_stack_and_zarr_give_the_same_masks(stack, tmp_path, capsys):
+    (tmp_path / "folder").mkdir()
+    for z, image in enumerate(STACK):
+        Image.fromarray(image).save(tmp_path / "folder" / f"{z}.png")
+    tifffile.imwrite(tmp_path / "stack.tif", STACK)
+    assert run(tmp_path / "folder", tmp_path / "a", "--probability") == 0
+    assert run(tmp_path / "stack.tif", tmp_path / "b") == 0
+    assert run(stack, tmp_path / "c", "--probability") == 0
+    assert run(tmp_path / "folder", tmp_path / "d", "--zarr") == 0
+    assert run(tmp_path / "stack.tif", tmp_path / "e", "--zarr") == 0
+    masks = np.stack([np.asarray(Image.open(tmp_path / "a" / f"{z}.png")) for z in range(6)])
+    assert 0.02 < (masks == 0).mean() < 0.98
+    assert np.array_equal(tifffile.imread(tmp_path / "b" / "stack.tif"), masks)
+    for place in ("c/stack.zarr", "d/folder.zarr", "e/stack.zarr"):
+        assert np.array_equal(read(tmp_path / place), masks)
+    maps = [np.asarray(Image.open(tmp_path / f"a/probability/{z}.png")) for z in range(6)]
+    assert np.array_equal(read(tmp_path / "c/probability/stack.zarr"), np.stack(maps))
+    about = json.loads((tmp_path / "c/about/prediction.json").read_text())
+    assert about["finished"] and np.allclose(
+        list(about["membrane"].values()), (masks == 0).mean((1, 2))
+    )
+    assert (tmp_path / "c/about/contact_sheet.png").is_file()
+    assert not (tmp_path / "c/about/blocks").exists()
+    assert "6 masks in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_masks_do_not_depend_on_the_blocks(tmp_path, monkeypatch, plain):
+    for module in (inference, blocks):
+        monkeypatch.setattr(module, "WINDOW", 32)
+        monkeypatch.setattr(module, "WINDOW_HALO", 16)
+    monkeypatch.setattr(blocks, "SIDE", 64)
+    monkeypatch.setattr(blocks, "DEPTH", 2)
+    monkeypatch.setattr(grey, "PATCH", 8)  # grey values are measured on a part of each slice
+    big = np.stack([synthetic.make_slice(150, 101, seed)[0] for seed in range(3)])
+    zarr.create_array(str(tmp_path / "big.zarr"), data=big, chunks=(2, 32, 32))
+    source = volume.open_volume(tmp_path / "big.zarr", 10**6)
+    predictor = inference.Predictor(inference.load_network(MODEL / "model.keras"), tile=48)
+    job = make_job(tmp_path / "big.zarr", tmp_path / "out", plain=plain, probability=True)
+    shape = blocks.choose_block(source.shape)
+    assert shape == (2, 64, 64)
+    levels = volume.plan_levels(source.shape, source.voxel)
+    membrane, failed = blocks.predict_volume(
+        job, source, predictor, shape, levels, 2, None, lambda more: None
+    )
+    assert failed == []
+    found, maps = read(job.masks), read(tmp_path / "out/probability/big.zarr")
+    for z, image in enumerate(big):
+        normalise = grey.normaliser(grey.sample(image))
+        probability = predictor(image, 1.0, normalise)
+        mask = pipeline.draw_mask(probability, 0.6, plain)
+        assert np.array_equal(found[z], mask)
+        assert np.array_equal(maps[z], grey.to_bytes(probability))
+        assert membrane[f"z {z}"] == np.mean(mask == 0)
+
+
+def test_resampled_slices_are_the_same_by_folder_and_by_block(stack, tmp_path):
+    tifffile.imwrite(tmp_path / "stack.tif", STACK)
+    flags = ("--pixel-size", 6)
+    assert run(stack, tmp_path / "a", *flags) == 0
+    assert run(tmp_path / "stack.tif", tmp_path / "b", *flags) == 0
+    found = volume.open_volume(tmp_path / "a/stack.zarr", 10**6)
+    assert found.voxel == (None, 6.0, 6.0)
+    masks = tifffile.imread(tmp_path / "b/stack.tif")
+    assert np.array_equal(read(tmp_path / "a/stack.zarr"), masks)
+
+
+def test_a_truncated_chunk_costs_its_block_and_is_predicted_once_mended(stack, tmp_path, capsys):
+    assert run(stack, tmp_path / "whole") == 0
+    chunk = stack / "c/1/0/2"
+    content = chunk.read_bytes()
+    chunk.write_bytes(content[:20])
+    assert run(stack, tmp_path / "masks") == 1
+    said = capsys.readouterr()
+    assert "chunk c/1/0/2 cannot be read" in said.err and "4 masks in" in said.out
+    assert "the same command" in said.out
+    part = read(tmp_path / "masks/stack.zarr")
+    whole = read(tmp_path / "whole/stack.zarr")
+    assert np.array_equal(part[[0, 1, 4, 5]], whole[[0, 1, 4, 5]])
+    chunk.write_bytes(content)
+    done = []
+    with pytest.MonkeyPatch.context() as patch:
+        untouched = blocks.predict_block
+        patch.setattr(blocks, "predict_block", lambda *a: done.append(a[-1]) or untouched(*a))
+        assert run(stack, tmp_path / "masks") == 0
+    assert [block.start for block in done] == [(2, 0, 0)]
+    assert np.array_equal(read(tmp_path / "masks/stack.zarr"), whole)
+
+
+def test_a_block_of_nothing_but_membrane_is_not_taken_for_a_missing_one(tmp_path):
+    job = make_job(tmp_path / "x.zarr", tmp_path)
+    block = blocks.Block(0, (0, 0, 0), (2, 4, 4))
+    source = volume.Volume("", (2, 4, 4), (None,) * 3, 1, (), None)
+    volume.create_volume(job.masks, source, [((2, 4, 4), (1, 1, 1))], (2, 4, 4))
+    volume.write_part(job.masks, 0, (0, 0, 0), np.zeros((2, 4, 4), np.uint8))
+    assert blocks._read_marker(job, block) is None
+    blocks._mark(job, block, {"membrane": [16, 16]})
+    assert blocks._read_marker(job, block) == {"membrane": [16, 16]}
+
+
+def test_other_settings_are_not_mixed_into_unfinished_masks(stack, tmp_path, capsys):
+    chunk = stack / "c/0/0/0"
+    chunk.write_bytes(chunk.read_bytes()[:20])
+    assert run(stack, tmp_path / "masks") == 1
+    for flags in (("--threshold", 0.7), ("--invert",), ("--tta",)):
+        assert run(stack, tmp_path / "masks", *flags) == 2
+        assert "not empty" in capsys.readouterr().err
+
+
+def test_a_dry_run_plans_and_writes_nothing(stack, tmp_path, capsys):
+    assert run(stack, tmp_path / "masks", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "6 × 70 × 90 (z, y, x)" in said and "Blocks: 3 of 2 × 70 × 90" in said
+    assert "Mpixel/s" in said and not (tmp_path / "masks").exists()
+
+
+def test_a_zarr_without_the_libraries_says_what_to_install(stack, tmp_path, monkeypatch, capsys):
+    for name in ("blocks", "volume"):
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    assert run(stack, tmp_path / "masks") == 2
+    assert "pip install -r requirements/cluster.txt" in capsys.readouterr().err
+    tifffile.imwrite(tmp_path / "stack.tif", STACK)
+    assert run(tmp_path / "stack.tif", tmp_path / "masks") == 0
+
+
+def test_a_scheduler_that_does_not_answer_is_said_in_one_line(stack, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(blocks, "CONNECT_SECONDS", 1)
+    assert run(stack, tmp_path / "masks", "--scheduler", "tcp://127.0.0.1:9") == 2
+    said = capsys.readouterr().err
+    assert "no Dask scheduler answers there" in said and len(said.splitlines()) == 1
+
+
+def test_a_huge_slice_is_cut_where_windows_are_and_a_resampled_one_is_not():
+    assert blocks.choose_block((100, 1024, 1024)) == (16, 1024, 1024)
+    assert blocks.choose_block((100, 250, 250)) == (16, 250, 250)
+    assert blocks.choose_block((100, 10_000, 10_000)) == (1, 10_000, 10_000)
+    assert blocks.choose_block((100, 30_000, 3000)) == (1, 10_240, 3000)
+    assert blocks.choose_block((100, 30_000, 3000), scale=2.0) == (1, 30_000, 3000)
