@@ -43,7 +43,8 @@ from pipeline import draw_mask
 from slices import UnreadableError, UserError, first_line, write_json
 
 SIDE = 12 * WINDOW  # px; longer slices are cut, where masks are made from windows anyway
-DEPTH, VOXELS = 16, 2**24  # a block has 16 slices, or fewer of a large volume
+SIDE_OF_CHUNKS = 4 * WINDOW  # the same where slices cannot be read one by one
+DEPTH, VOXELS = 16, 2**27  # a block has 16 slices, or as many as are so many voxels
 IN_FLIGHT = 2**26  # px of slices; beyond these, one block at a time
 CONNECT_SECONDS, LOOK_SECONDS = 10, 5  # for the scheduler to answer; between looks at it
 OPENING = threading.Lock()
@@ -79,8 +80,10 @@ class Job:
 
     Args:
         source: path of the volume.
+        state: that changes when the volume does.
         model: path of the network.
         folder: of the masks.
+        name: what they are called.
         max_pixels: of a slice.
         threshold: on P(interior).
         plain: whether it is put to single pixels, not to whole borders.
@@ -92,8 +95,10 @@ class Job:
     """
 
     source: Path
+    state: str
     model: Path
     folder: Path
+    name: str
     max_pixels: int
     threshold: float
     plain: bool
@@ -106,7 +111,7 @@ class Job:
     @property
     def masks(self) -> Path:
         """The OME-Zarr of the masks."""
-        return self.folder / f"{self.source.stem}.zarr"
+        return self.folder / f"{self.name}.zarr"
 
     @property
     def outputs(self) -> list[Path]:
@@ -119,15 +124,24 @@ class Job:
         return self.folder / "about" / "blocks"
 
 
-def choose_block(shape: tuple[int, int, int], scale: float = 1.0) -> tuple[int, int, int]:
+def choose_block(
+    shape: tuple[int, int, int], scale: float = 1.0, chunk_depth: int = 1
+) -> tuple[int, int, int]:
     """Chooses the shape of the blocks, (z, y, x).
 
-    Whole slices up to 12288 px; beyond, equal parts that start where a mask's windows do. A slice
-    that is resampled is never cut.
+    Large slices are cut into parts that start where a mask's windows do. The fewer, the less is
+    computed twice at their borders. But chunks of many slices are read for each block they meet, so
+    there several slices should go into a block. A slice that is resampled is never cut.
+
+    Args:
+        shape: of the volume.
+        scale: from its pixels to those that the network knows.
+        chunk_depth: how many slices must be read at once.
     """
+    largest = SIDE if chunk_depth == 1 else SIDE_OF_CHUNKS
     sides = []
     for side in shape[1:]:
-        count = 1 if scale != 1.0 else -(-side // SIDE)
+        count = 1 if scale != 1.0 else -(-side // largest)
         sides.append(side if count == 1 else -(-side // (count * WINDOW)) * WINDOW)
     depth = max(1, min(DEPTH, shape[0], VOXELS // math.prod(sides)))
     return depth, *sides
@@ -436,17 +450,23 @@ def connect(address: str) -> Client:
 def predict_on_worker(job: Job, block: Block) -> dict:
     """Predicts a block in a Dask worker, which opens volume and model once."""
     with OPENING:
-        source, predictor = _open_job(job, get_worker().state.nthreads)
+        source = _open_volume(job.state, job.source, job.max_pixels)
+        state, threads = job.model.stat().st_mtime_ns, get_worker().state.nthreads
+        predictor = _open_model(state, job.model, job.tta, threads)
     return predict_block(job, source, predictor, block)
 
 
 @lru_cache(maxsize=1)
-def _open_job(job: Job, threads: int) -> tuple[volume.Volume, Predictor]:
+def _open_volume(state: str, path: Path, max_pixels: int) -> volume.Volume:
+    return volume.open_volume(path, max_pixels)
+
+
+@lru_cache(maxsize=1)
+def _open_model(state: int, path: Path, tta: bool, threads: int) -> Predictor:
     doors.import_tensorflow_quietly()
-    doors.share_cores()
-    network = unet.with_dtype(load_network(job.model), unet.choose_dtype()[0])
-    source = volume.open_volume(job.source, job.max_pixels)
-    return source, Predictor(network, job.tta, workers=threads)
+    doors.share_cores(threads)
+    network = unet.with_dtype(load_network(path), unet.choose_dtype()[0])
+    return Predictor(network, tta, workers=threads)
 
 
 def _read_marker(job: Job, block: Block) -> dict | None:

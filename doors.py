@@ -102,11 +102,14 @@ def import_tensorflow_quietly() -> None:
             os.close(terminal)
 
 
-def share_cores() -> int:
+def share_cores(most: int | None = None) -> int:
     """Lets several computations run at once, each on one core, which is quicker than one on all.
 
+    Args:
+        most: how many cores to take; None for all that this process may use.
+
     Returns:
-        How many: the cores that this process may use; two where a GPU computes.
+        How many: the cores; two where a GPU computes.
     """
     import tensorflow
 
@@ -114,4 +117,8 @@ def share_cores() -> int:
         return 2
     with contextlib.suppress(RuntimeError):  # TensorFlow has computed before, in a test
         tensorflow.config.threading.set_intra_op_parallelism_threads(1)
+        if most:
+            tensorflow.config.threading.set_inter_op_parallelism_threads(most)
+    if most:
+        return most
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -178,14 +178,16 @@ def _predict_volume(
     source = volume.open_volume(args.input, args.max_pixels)
     scale, size = find_scale(args.pixel_size or source.voxel[2], record.get("pixel_size"))
     source = dataclasses.replace(source, voxel=(source.voxel[0], size, size))
-    block = blocks.choose_block(source.shape, scale)
+    block = blocks.choose_block(source.shape, scale, source.chunk_depth)
     about |= {"input_state": _fingerprint(source.files), "shape": source.shape, "block": block}
     about = json.loads(json.dumps(about))  # as it will be read again: lists for tuples
     levels = volume.plan_levels(source.shape, source.voxel)
     job = blocks.Job(
         source=args.input.resolve(),
+        state=about["input_state"],
         model=model.resolve(),
         folder=Path(),
+        name=_name_of(args.input),
         max_pixels=args.max_pixels,
         threshold=args.threshold,
         plain=args.plain,
@@ -219,7 +221,7 @@ def _predict_volume(
         slices.write_json(folder / ABOUT / "prediction.json", about)
         shutil.rmtree(job.markers, ignore_errors=True)
     else:
-        print("Note: once that is mended, the same command with this --output does the rest")
+        print("Note: once that is mended, the same command does the rest")
     return _report(folder, membrane, failed, seconds)
 
 
@@ -253,20 +255,25 @@ def _claim_output(wanted: str | None, source: Path, about: dict) -> Path:
     import runs
     from slices import UserError, write_json
 
-    if wanted is not None:
-        path = Path(wanted).expanduser()
-        if source.is_dir() and path.resolve().is_relative_to(source.resolve()):
-            raise UserError(f"{path}: lies in the input folder; name another --output")
-        try:
-            if json.loads((path / ABOUT / "prediction.json").read_text("utf-8")) == about:
-                print(f"Going on with the unfinished masks in {path}")
-                return path
-        except (OSError, ValueError):
-            pass
-    name = source.resolve().name if source.is_dir() else source.stem
-    folder = runs.make_folder(wanted, runs.OUTPUTS / "masks" / name)
+    default = runs.OUTPUTS / "masks" / _name_of(source)
+    path = default if wanted is None else Path(wanted).expanduser()
+    if source.is_dir() and path.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{path}: lies in the input folder; name another --output")
+    try:
+        if json.loads((path / ABOUT / "prediction.json").read_text("utf-8")) == about:
+            print(f"Going on with the unfinished masks in {runs.shown(path)}")
+            return path
+    except (OSError, ValueError):
+        pass
+    folder = runs.make_folder(wanted, default)
     write_json(folder / ABOUT / "prediction.json", about)
     return folder
+
+
+def _name_of(source: Path) -> str:
+    """Returns what the masks of a folder, file or Zarr are called."""
+    source = source.resolve()
+    return source.name.removesuffix(".zarr") if source.is_dir() else source.stem
 
 
 def _report(folder: Path, membrane: dict[str, float], failed: list[str], seconds: float) -> int:

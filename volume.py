@@ -41,6 +41,7 @@ class Volume:
         shape: (z, y, x).
         voxel: sides of a voxel in nm, in this order; None where they are not known.
         itemsize: bytes per voxel.
+        chunk_depth: how many slices must be read at once.
         files: that change when the volume is another one.
         read: from a range of z, and of rows and columns, to the grey values there, (z, y, x).
     """
@@ -49,6 +50,7 @@ class Volume:
     shape: tuple[int, int, int]
     voxel: tuple[float | None, ...]
     itemsize: int
+    chunk_depth: int
     files: tuple[Path, ...]
     read: Callable[[slice, Area], np.ndarray]
 
@@ -217,7 +219,8 @@ def _open_zarr(path: Path) -> Volume:
     shape = tuple(sides.get(axis, 1) for axis in AXES)
     files = tuple(file for file in path.iterdir() if file.name in METADATA)
     voxel = tuple(voxel.get(axis) for axis in AXES)
-    return Volume(str(path), shape, voxel, array.dtype.itemsize, files, read)
+    depth = dict(zip(axes, array.chunks, strict=True)).get("z", 1)
+    return Volume(str(path), shape, voxel, array.dtype.itemsize, depth, files, read)
 
 
 def _open_multiscale(group: zarr.Group, scales: dict) -> tuple[zarr.Array, list[str], dict]:
@@ -280,4 +283,4 @@ def _open_slices(path: Path, max_pixels: int) -> Volume:
         return np.stack(pages)
 
     size, shape = read_pixel_size(files[0]), (ends[-1], *page.shape)
-    return Volume(str(path), shape, (None, size, size), page.itemsize, tuple(files), read)
+    return Volume(str(path), shape, (None, size, size), page.itemsize, 1, tuple(files), read)

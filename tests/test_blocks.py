@@ -35,6 +35,7 @@ def run(source, output, *flags):
 
 def make_job(source, folder, **others):
     known = {
+        "state": "",
         "model": MODEL / "model.keras",
         "max_pixels": 10**6,
         "threshold": 0.6,
@@ -45,7 +46,7 @@ def make_job(source, folder, **others):
         "invert": False,
         "probability": False,
     }
-    return blocks.Job(source, folder=folder, **known | others)
+    return blocks.Job(source, folder=folder, name=source.stem, **known | others)
 
 
 def read(path):
@@ -144,7 +145,7 @@ def test_a_truncated_chunk_costs_its_block_and_is_predicted_once_mended(stack, t
 def test_a_block_of_nothing_but_membrane_is_not_taken_for_a_missing_one(tmp_path):
     job = make_job(tmp_path / "x.zarr", tmp_path)
     block = blocks.Block(0, (0, 0, 0), (2, 4, 4))
-    source = volume.Volume("", (2, 4, 4), (None,) * 3, 1, (), None)
+    source = volume.Volume("", (2, 4, 4), (None,) * 3, 1, 1, (), None)
     volume.create_volume(job.masks, source, [((2, 4, 4), (1, 1, 1))], (2, 4, 4))
     volume.write_part(job.masks, 0, (0, 0, 0), np.zeros((2, 4, 4), np.uint8))
     assert blocks._read_marker(job, block) is None
@@ -189,5 +190,6 @@ def test_a_huge_slice_is_cut_where_windows_are_and_a_resampled_one_is_not():
     assert blocks.choose_block((100, 1024, 1024)) == (16, 1024, 1024)
     assert blocks.choose_block((100, 250, 250)) == (16, 250, 250)
     assert blocks.choose_block((100, 10_000, 10_000)) == (1, 10_000, 10_000)
-    assert blocks.choose_block((100, 30_000, 3000)) == (1, 10_240, 3000)
+    assert blocks.choose_block((100, 30_000, 3000)) == (4, 10_240, 3000)
+    assert blocks.choose_block((100, 10_000, 3000), chunk_depth=64) == (10, 4096, 3000)
     assert blocks.choose_block((100, 30_000, 3000), scale=2.0) == (1, 30_000, 3000)

@@ -225,6 +225,21 @@ def test_masks_are_never_overwritten(outputs, folder, tmp_path, capsys):
     assert (tmp_path / "masks/a.png").stat().st_mtime_ns == before
 
 
+def test_unfinished_work_is_continued_also_where_no_output_was_named(
+    folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(runs, "OUTPUTS", tmp_path / "outputs")
+    fail_at(monkeypatch, slices, "writing", 2, MemoryError)
+    flags = (folder, "--model", ROOT / "outputs/pretrained")
+    with pytest.raises(MemoryError):
+        run(*flags)
+    assert run(*flags) == 0
+    assert "Going on" in capsys.readouterr().out
+    assert run(*flags) == 0
+    masks = tmp_path / "outputs/masks"
+    assert sorted(path.name for path in masks.iterdir()) == ["my slices", "my slices-2"]
+
+
 def test_its_own_unfinished_work_is_continued(outputs, folder, tmp_path, monkeypatch, capsys):
     fail_at(monkeypatch, slices, "writing", 2, MemoryError)
     with pytest.raises(MemoryError):
