@@ -37,7 +37,6 @@ import doors
 import grey
 import unet
 import volume
-from figures import make_thumbnail
 from inference import WINDOW, WINDOW_HALO, Predictor, load_network, shift, whole, widen
 from pipeline import draw_mask
 from slices import UnreadableError, UserError, first_line, write_json
@@ -211,10 +210,10 @@ def looks_inverted(job: Job, source: volume.Volume, z: int) -> bool:
         return False
 
 
-def show(job: Job, source: volume.Volume, z: int) -> tuple[str, np.ndarray, np.ndarray]:
-    """Returns the caption and the thumbnails of a slice and its mask, of their middle."""
+def show(job: Job, source: volume.Volume, z: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the middle of a slice, as the network sees it, and of its mask."""
     mask = volume.read_part(job.masks, 0, (slice(z, z + 1), *_middle(source)))[0]
-    return f"z {z}", make_thumbnail(_see_middle(job, source, z)), make_thumbnail(mask)
+    return _see_middle(job, source, z), mask
 
 
 def describe(

@@ -2,6 +2,8 @@
 
 python evaluate.py MASKS LABELS                      folders or stacks, paired by name
 python evaluate.py PROBABILITY LABELS --threshold T  8-bit, 16-bit or float maps of P(interior)
+
+The page beside the masks, index.html, then shows each slice's scores, too.
 """
 
 import argparse
@@ -34,6 +36,7 @@ def evaluate(args: argparse.Namespace) -> int:
     import grey
     import metrics
     import slices
+    from figures import add_scores
 
     if args.json and args.json.exists():
         raise slices.UserError(
@@ -75,6 +78,11 @@ def evaluate(args: argparse.Namespace) -> int:
         summary["v_info_best"] = best["v_info"]
     scores = [metrics.score_slice(label, mask) for label, mask in zip(labels, masks, strict=True)]
     summary = metrics.mean_scores(scores) | summary
+
+    page = args.predictions / "index.html"
+    if page.is_file() and args.threshold is None:
+        shown = [{key: one[key] for key in ("v_rand", "v_info")} for one in scores]
+        add_scores(page, dict(zip(predictions, shown, strict=True)))
 
     _print_table([*predictions, "mean"], [*scores, summary])
     if unscored := len(truth) - len(predictions):

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 from scipy import ndimage, sparse, special
 from skimage.measure import label as connected_components
+from skimage.measure import regionprops_table
 from skimage.segmentation import watershed
 
 from grey import resize
@@ -27,6 +28,7 @@ TURNS = tuple((turns, flip) for turns in range(4) for flip in (1, -1))  # first:
 WINDOW, WINDOW_HALO = 1024, 128  # px, of what one mask is made from
 UNDECIDED = 0.5  # a pixel above is rather interior than membrane
 SMOOTHING, APART = 1.5, 6  # px: of the distance to membrane, and between two basins' first spots
+SPECK = 32  # px; what is smaller is not labelled as a cell
 CERTAIN = 1e-4  # a border's log-odds count no further than those of this probability
 Area = tuple[slice, slice]  # rows and columns, both with start and stop
 NEIGHBOURS = (  # each pixel and the one above; each pixel and the one on its left
@@ -106,6 +108,43 @@ def to_mask(probability: np.ndarray, threshold: float, wanted: Area | None = Non
         part = probability[window]
         mask[core] = _draw_mask(part, _find_basins(part), threshold)[inside]
     return mask
+
+
+def to_labels(probability: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Numbers the cells of a mask, and lets them grow over the membrane.
+
+    They meet where P(interior) is lowest, in a line of one pixel. Specks below 32 px are no cells;
+    their neighbours grow over them. Cross-validated, V_rand is 0.001 and V_info 0.002 above that of
+    the mask (benchmarks/quality.md).
+
+    Args:
+        probability: P(interior), float (height, width).
+        mask: bool (height, width), True = interior, of the same slice.
+
+    Returns:
+        int32 (height, width): 0 on the lines, else the cell's number from 1. All 0 where there is
+        no cell.
+    """
+    cells = connected_components(mask, connectivity=1)
+    sizes = np.bincount(cells.ravel())
+    kept = np.flatnonzero(sizes >= SPECK)
+    numbers = np.zeros(len(sizes), np.int32)
+    numbers[kept[kept > 0]] = np.arange(1, np.count_nonzero(kept) + 1)
+    return watershed(-probability, numbers[cells], connectivity=1, watershed_line=True)
+
+
+def measure_cells(labels: np.ndarray, probability: np.ndarray) -> dict[str, np.ndarray]:
+    """Measures the cells of `to_labels`.
+
+    Returns:
+        Columns of a table, a row per cell: label; area in px; y and x of the centroid, top, left,
+        bottom and right of the bounding box (the last two excluded), in px from the upper left;
+        and the mean of P(interior) over the cell.
+    """
+    properties = "label", "area", "centroid", "bbox", "intensity_mean"
+    table = regionprops_table(labels, probability, properties=properties)
+    names = "label", "area_px", "y", "x", "top", "left", "bottom", "right", "mean_probability"
+    return dict(zip(names, (column.round(4) for column in table.values()), strict=True))
 
 
 def make_masker(probability: np.ndarray) -> Callable[[float], np.ndarray]:

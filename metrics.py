@@ -63,10 +63,15 @@ def score_segmentation(label: np.ndarray, mask: np.ndarray) -> dict[str, float]:
         v_rand, v_rand_split, v_rand_merge, v_info, v_info_split, v_info_merge, each in [0, 1],
         1 = perfect; all NaN when the label has no interior, where they are not defined.
     """
+    return score_cells(label, thin_borders(mask))
+
+
+def score_cells(label: np.ndarray, cells: np.ndarray) -> dict[str, float]:
+    """Returns `score_segmentation` of cells that are numbered already, 0 = on no cell."""
     if not label.any():
         return dict.fromkeys(SEGMENTATION_SCORES, float("nan"))
     truth = connected_components(label, connectivity=1)
-    table = contingency_table(truth, thin_borders(mask), ignore_labels=[0]).tocsc()
+    table = contingency_table(truth, cells, ignore_labels=[0]).tocsc()
     n = table.sum()
     true_sizes = np.asarray(table.sum(axis=1)).ravel()
     sizes = np.asarray(table.sum(axis=0)).ravel()

@@ -4,7 +4,7 @@ import contextlib
 import math
 import sys
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, repeat
@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 import grey
 import slices
-from figures import make_thumbnail, thin
-from inference import Area, Predictor, to_mask, whole
+from figures import VIEW, make_thumbnail, make_views, thin
+from inference import SPECK, Area, Predictor, measure_cells, to_labels, to_mask, whole
 from slices import UnreadableError
 
 SAME_SIZE = 0.02  # pixel sizes that differ by less are one
@@ -43,12 +43,16 @@ class Page:
     image: np.ndarray | None = None  # (height, width[, 3]), as the file has it
     mask: np.ndarray | None = None  # uint8 (height, width), 255 = interior
     probability: np.ndarray | None = None  # uint8 (height, width)
+    exact: np.ndarray | None = None  # P(interior), float32 (height, width)
+    labels: np.ndarray | None = None  # (height, width)
+    cells: dict[str, np.ndarray] | None = None  # a table of them
     scale: float = 1.0  # from the file's pixels to those that the network knows
     pixel_size: float | None = None  # nm
     error: str | None = None  # why the file cannot be read on
     in_colour: bool = False
     looks_inverted: bool = False
     thumbnails: tuple = ()  # of image and mask
+    views: dict[str, bytes] | None = None  # the page's pictures of it
 
     @property
     def name(self) -> str:
@@ -69,9 +73,12 @@ class Recipe:
         pixel_size: nm, that the network knows; None if it knows none.
         given_size: nm, of all the slices; None for what their files say.
         invert: whether membranes are bright.
-        probability: whether P(interior) is wanted, too.
+        probability: whether P(interior) is wanted, too, as 8-bit images.
+        submission: whether it is wanted as it is.
+        labels: whether the cells are wanted, numbered.
         max_pixels: of a slice, and of what the network sees of it.
         on_sheet: the numbers of the pages, among all, that a thumbnail is wanted of.
+        on_page: the numbers of those that the page shows.
         looked_at: the numbers of those that tell whether membranes are bright.
     """
 
@@ -83,8 +90,11 @@ class Recipe:
     given_size: float | None
     invert: bool
     probability: bool
+    submission: bool
+    labels: bool
     max_pixels: int
     on_sheet: frozenset[int]
+    on_page: frozenset[int]
     looked_at: frozenset[int]
 
     def find_scale(self, file: Path) -> tuple[float, float | None]:
@@ -98,17 +108,26 @@ class Recipe:
         page.in_colour = page.image.ndim == 3
         image = grey.to_grey(page.image)
         normalise = grey.normaliser(grey.sample(image), **self.scaling, invert=self.invert)
-        if page.mask is None:
+        if page.mask is None or self.submission:
             probability = self.predictor(image, page.scale, normalise)
+        if page.mask is None:
             page.mask = draw_mask(probability, self.threshold, self.plain)
             if self.probability:
                 page.probability = grey.to_bytes(probability)
+            if self.labels:
+                page.labels = to_labels(probability, page.mask > 0)
+                page.cells = measure_cells(page.labels, probability)
+        if self.submission:
+            page.exact = probability
         number = page.source.first + page.number
         if number in self.looked_at:
             page.looks_inverted = grey.looks_inverted(normalise(grey.middle(image)), page.scale)
         if number in self.on_sheet:
             thumbnails = make_thumbnail(normalise(thin(image))), make_thumbnail(thin(page.mask))
             page.thumbnails = thumbnails
+        if number in self.on_page:
+            seen = normalise(thin(image, VIEW))
+            page.views = make_views(seen, page.mask, page.probability, page.labels)
         page.image = None
         return page
 
@@ -229,7 +248,7 @@ def find_files(source: Path, max_pixels: int) -> tuple[list[Source], list[str]]:
             failed.append(str(error))
             continue
         target = f"{file.stem}.png" if pages == 1 else f"{file.stem}.tif"
-        other = taken.setdefault(target.casefold(), file)
+        other = taken.setdefault(file.stem.casefold(), file)
         if other != file:
             raise slices.UserError(
                 f"{other} and {file.name} would both be written to {target}; rename one of them"
@@ -240,36 +259,49 @@ def find_files(source: Path, max_pixels: int) -> tuple[list[Source], list[str]]:
 
 
 def write_masks(
-    pages: Iterator[Page], total: int, folder: Path, recipe: Recipe, failed: list[str]
-) -> tuple[dict[str, float], list]:
-    """Writes the masks; returns each one's membrane fraction and the contact sheet's thumbnails."""
-    membrane, inverted, sheet, noted = {}, [], [], set()
+    pages: Iterator[Page],
+    total: int,
+    folder: Path,
+    recipe: Recipe,
+    failed: list[str],
+    submit: Callable[[np.ndarray], object] = lambda exact: None,
+) -> tuple[dict[str, float], list, list]:
+    """Writes the masks and what comes with them.
+
+    Args:
+        pages: of `predict_pages`.
+        total: how many pages there are.
+        folder: of the masks.
+        recipe: by which they were predicted.
+        failed: gets a line about each file that could not be used.
+        submit: is given the exact P(interior) of each page, if the recipe wants it.
+
+    Returns:
+        Each page's membrane fraction, the contact sheet's thumbnails, and what the page shows.
+    """
+    membrane, inverted, sheet, shown, noted = {}, [], [], [], set()
     live = sys.stdout.isatty()
-
-    def open_file(path: Path, page):
-        if path.exists():  # by the interrupted command that this continues
-            return contextlib.nullcontext(lambda array: None)
-        return slices.writing(path, page.mask.nbytes * page.source.pages)
-
     with show_progress(total, " slices") as progress, contextlib.closing(pages):
         for source, parts in groupby(pages, key=lambda page: page.source):
-            found, thumbnails = {}, []
+            found, thumbnails, seen = {}, [], []
             try:
                 with contextlib.ExitStack() as files:
                     for page in parts:
                         if page.error:
                             raise slices.UnreadableError(page.error)
                         if not found:
-                            write = files.enter_context(open_file(folder / source.target, page))
-                        if page.probability is not None and not found:
-                            target = folder / "probability" / source.target
-                            write_map = files.enter_context(open_file(target, page))
-                        write(page.mask)
-                        if page.probability is not None:
-                            write_map(page.probability)
+                            outputs = _open_outputs(files, folder, page)
+                        for name, write in outputs:
+                            write(getattr(page, name))
+                        if page.exact is not None:
+                            submit(page.exact)
                         found[page.name] = float((page.mask != slices.INTERIOR).mean())
                         if page.thumbnails:
                             thumbnails.append((page.name, *page.thumbnails))
+                        if page.views:
+                            number, part = source.first + page.number, found[page.name]
+                            name = page.name.replace(source.file.name, source.file.stem)
+                            seen.append(write_views(folder, page.views, number, name, part))
                         inverted += [page.name] if page.looks_inverted else []
                         for kind, text in _remarks(page, recipe).items():
                             if kind not in noted:
@@ -282,8 +314,40 @@ def write_masks(
             else:
                 membrane |= found
                 sheet += thumbnails
+                shown += seen
     note_inverted(inverted, recipe.looked_at, recipe.invert)
-    return membrane, sheet
+    return membrane, sheet, shown
+
+
+def _open_outputs(files: contextlib.ExitStack, folder: Path, page: Page) -> list[tuple]:
+    """Opens the files for a source's pages; returns what of a page is written, and by what.
+
+    The masks come last to their place: where they are, all is.
+    """
+    source, shape = page.source, (page.source.pages, *page.mask.shape)
+    if (folder / source.target).exists():  # by the interrupted command that this continues
+        return []
+    managers = {"mask": slices.writing(folder / source.target, math.prod(shape))}
+    if page.probability is not None:
+        target = folder / "probability" / source.target
+        managers["probability"] = slices.writing(target, math.prod(shape))
+    if page.labels is not None:
+        target = folder / "labels" / f"{source.file.stem}.tif"
+        # of the pages to come it is only known that no cell is smaller than a speck
+        most = page.labels.max() if shape[0] == 1 else math.prod(shape[1:]) // SPECK
+        managers["labels"] = slices.writing_labels(target, shape, int(most), page.pixel_size)
+        managers["cells"] = slices.writing_table(target.with_suffix(".csv"))
+    return [(name, files.enter_context(manager)) for name, manager in managers.items()]
+
+
+def write_views(
+    folder: Path, views: dict[str, bytes], number: int, name: str, membrane: float
+) -> dict:
+    """Writes the pictures that the page shows of a slice; returns what it says of it."""
+    for end, content in views.items():
+        with slices.whole_file(folder / "about" / "page" / f"{number:05d}-{end}") as part:
+            part.write_bytes(content)
+    return {"name": name, "membrane": membrane, "file": f"{number:05d}", "kinds": list(views)}
 
 
 def _remarks(page: Page, recipe: Recipe) -> dict[str, str]:

@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import shlex
 import shutil
 import sys
 import time
@@ -21,8 +22,10 @@ from pathlib import Path
 
 import doors
 
-ABOUT = "about"  # subfolder of the predictions: record and contact sheet
-SHEET_SLICES, LOOKED_AT = 30, 5  # evenly chosen: to be shown, to be tested for bright membranes
+ABOUT = "about"  # subfolder of the predictions: record, contact sheet, the page's pictures
+PAGE = "index.html"  # to look at them
+SHEET_SLICES, PAGE_SLICES = 30, 1000  # at most, evenly chosen: on the contact sheet, on the page
+LOOKED_AT = 5  # slices that are tested for bright membranes
 PLAUSIBLE_MEMBRANE = (0.05, 0.6)  # of a mask's pixels; beyond it the slice is probably unlike
 
 
@@ -50,6 +53,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     pixels_help = "refuse slices of more than this many pixels; default: 2**30"
     add("--max-pixels", type=doors.positive(int), default=2**30, metavar="N", help=pixels_help)
     add("--probability", action="store_true", help="also write P(interior) as 8-bit images")
+    labels_help = "also number the cells: TIFF labels for Fiji and napari, and a CSV of the cells"
+    add("--labels", action="store_true", help=labels_help)
+    submission_help = "also write P(interior) as 32-bit pages of one TIFF, as the challenge asked"
+    add("--submission", type=Path, metavar="FILE.tif", help=submission_help)
     tta_help = "average 8 flips and rotations: better masks, 8 times the work; default: the run's"
     add("--tta", action=argparse.BooleanOptionalAction, help=tta_help)
     zarr_help = "write one OME-Zarr instead of images; always so where the input is a Zarr"
@@ -116,8 +123,11 @@ def predict(args: argparse.Namespace) -> int:
         "pixel_size": args.pixel_size,
         "invert": args.invert,
         "probability": args.probability,
+        "labels": args.labels,
     }
     if args.zarr or slices.is_zarr(args.input):
+        if args.labels or args.submission:
+            raise slices.UserError("--labels, --submission: of slices and stacks, not of a Zarr")
         return _predict_volume(args, predictor, workers, model_path, record, about, device)
     return _predict_files(args, predictor, workers, record, about, device)
 
@@ -129,6 +139,8 @@ def _predict_files(args, predictor, workers: int, record: dict, about: dict, dev
     from figures import draw_contact_sheet
     from pipeline import Recipe, find_files, predict_pages, write_masks
 
+    if args.submission and args.submission.exists():
+        raise slices.UserError(f"{args.submission}: exists, and nothing is overwritten")
     sources, failed = find_files(args.input, args.max_pixels)
     about["input_state"] = _fingerprint([one.file for one in sources])
     folder = _claim_output(args.output, args.input, about)
@@ -144,18 +156,35 @@ def _predict_files(args, predictor, workers: int, record: dict, about: dict, dev
         given_size=args.pixel_size,
         invert=args.invert,
         probability=args.probability,
+        submission=bool(args.submission),
+        labels=args.labels,
         max_pixels=args.max_pixels,
         on_sheet=frozenset(_choose(total, SHEET_SLICES)),
+        on_page=frozenset(_choose(total, PAGE_SLICES)),
         looked_at=frozenset(_choose(total, LOOKED_AT)),
     )
     pages = predict_pages(sources, folder, recipe, workers)
-    membrane, sheet = write_masks(pages, total, folder, recipe, failed)
+    with slices.writing_maps(args.submission, total) as submit:
+        membrane, sheet, shown = write_masks(pages, total, folder, recipe, failed, submit)
+        if args.submission and failed:
+            raise slices.UserError(f"{args.submission}: not written, pages would lack; {failed[0]}")
     seconds = time.monotonic() - began
     if sheet:
         draw_contact_sheet(folder / ABOUT / "contact_sheet.png", *zip(*sheet, strict=True))
+        _write_page(folder, shown, len(membrane), about)
     about |= {"finished": True, "device": device, "membrane": membrane, "failed": failed}
     slices.write_json(folder / ABOUT / "prediction.json", about)
     return _report(folder, membrane, failed, seconds)
+
+
+def _write_page(folder: Path, shown: list[dict], total: int, about: dict) -> None:
+    """Writes the page on which the masks are looked at."""
+    from figures import write_page
+
+    part = f"an even sample of {len(shown)} of {total} slices · " * (len(shown) < total)
+    averaged = "8 flips averaged" if about["tta"] else "one pass"
+    text = f"{part}model {about['model']}, threshold {about['threshold']:g}, {averaged} · made by"
+    write_page(folder / PAGE, shown, text, shlex.join(["python", *sys.argv]))
 
 
 def _predict_volume(
@@ -172,8 +201,14 @@ def _predict_volume(
             f"{args.input}: volumes need {error.name}, too; pip install -r requirements/cluster.txt"
         ) from None
     import runs
-    from figures import draw_contact_sheet
-    from pipeline import describe_scale, find_scale, note_inverted, show_progress
+    from figures import draw_contact_sheet, make_thumbnail, make_views
+    from pipeline import (
+        describe_scale,
+        find_scale,
+        note_inverted,
+        show_progress,
+        write_views,
+    )
 
     source = volume.open_volume(args.input, args.max_pixels)
     scale, size = find_scale(args.pixel_size or source.voxel[2], record.get("pixel_size"))
@@ -215,8 +250,16 @@ def _predict_volume(
         )
     seconds = time.monotonic() - began
     if not failed:
-        sheet = [blocks.show(job, source, z) for z in _choose(source.shape[0], SHEET_SLICES)]
-        draw_contact_sheet(folder / ABOUT / "contact_sheet.png", *zip(*sheet, strict=True))
+        chosen = _choose(source.shape[0], SHEET_SLICES)
+        images, masks = zip(*(blocks.show(job, source, z) for z in chosen), strict=True)
+        small = [[make_thumbnail(one) for one in parts] for parts in (images, masks)]
+        captions = [f"z {z}" for z in chosen]
+        draw_contact_sheet(folder / ABOUT / "contact_sheet.png", captions, *small)
+        shown = [
+            write_views(folder, make_views(image, mask), z, f"z {z}", membrane[f"z {z}"])
+            for z, image, mask in zip(chosen, images, masks, strict=True)
+        ]
+        _write_page(folder, shown, len(membrane), about)
         about |= {"finished": True, "device": device, "membrane": membrane, "failed": failed}
         slices.write_json(folder / ABOUT / "prediction.json", about)
         shutil.rmtree(job.markers, ignore_errors=True)
@@ -286,7 +329,7 @@ def _report(folder: Path, membrane: dict[str, float], failed: list[str], seconds
             f"{len(membrane)} masks in {runs.shown(folder)}, {len(membrane) / seconds:.1f} "
             f"slices/s, membrane {low:.0%} to {high:.0%} (0 = membrane, 255 = cell interior)"
         )
-        print(f"Look at: {runs.shown(folder / ABOUT / 'contact_sheet.png')}")
+        print(f"Look at: {runs.shown(folder / PAGE)}")
     odd = [name for name, part in membrane.items() if not _plausible(part)]
     if odd:
         more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""

@@ -455,8 +455,11 @@ def make_pipeline(engine: str, precision: str, scratch: Path) -> tuple[dict, dic
             given_size=None,
             invert=False,
             probability=False,
+            submission=False,
+            labels=False,
             max_pixels=2**30,
             on_sheet=frozenset(range(30)),
+            on_page=frozenset(range(1000)),
             looked_at=frozenset(range(5)),
         )
 

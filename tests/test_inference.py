@@ -210,3 +210,23 @@ def test_a_file_that_is_no_model_is_named(tmp_path, fault):
         path.unlink()
     with pytest.raises(UserError, match=r"broken\.keras"):
         load_network(path)
+
+
+def test_labels_number_the_cells_and_grow_to_one_pixel_lines():
+    mask = np.ones((40, 90), bool)
+    mask[:, 28:33] = mask[:, 60:63] = False
+    mask[10:14, 30:32] = True  # a speck
+    probability = np.where(mask, 0.9, 0.1).astype(np.float32)
+    probability[:, 31] = 0.05  # where the membrane is darkest
+    labels = inference.to_labels(probability, mask)
+    assert set(np.unique(labels)) == {0, 1, 2, 3}
+    assert np.mean(labels[:, 31] == 0) > 0.8 and np.all((labels == 0).sum(1) == 2)
+    cells = inference.measure_cells(labels, probability)
+    assert list(cells["label"]) == [1, 2, 3] and sum(cells["area_px"]) == (labels > 0).sum()
+    first = probability[labels == 1].mean()
+    assert abs(cells["mean_probability"][0] - first) < 1e-3 and cells["right"][2] == 90
+
+
+def test_a_mask_without_cells_has_no_labels():
+    for mask in (np.zeros((9, 9), bool), np.eye(9) > 0):
+        assert not inference.to_labels(np.ones((9, 9), np.float32), mask).any()

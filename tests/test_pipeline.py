@@ -48,8 +48,11 @@ def recipe(predictor, **others):
         "given_size": None,
         "invert": False,
         "probability": True,
+        "submission": False,
+        "labels": False,
         "max_pixels": 10_000,
         "on_sheet": frozenset({3}),
+        "on_page": frozenset({3}),
         "looked_at": frozenset({3}),
     }
     return Recipe(predictor, **known | others)

@@ -42,7 +42,7 @@ def test_every_mask_has_its_slices_name_and_size(outputs, folder, tmp_path, caps
     assert run(folder, "--output", tmp_path / "masks", "--probability") == 0
     masks = tmp_path / "masks"
     assert sorted(path.name for path in masks.iterdir()) == [
-        "a.png", "about", "b 2.png", "c.png", "probability",
+        "a.png", "about", "b 2.png", "c.png", "index.html", "probability",
     ]  # fmt: skip
     for name, size in (("a", (40, 50)), ("b 2", (33, 20)), ("c", (64, 64))):
         mask = np.asarray(Image.open(masks / f"{name}.png"))
@@ -387,3 +387,51 @@ def test_the_real_command_is_quiet_and_shows_progress(trained, folder, tmp_path)
     assert answer.returncode == 0, answer.stderr
     assert answer.stderr == ""
     assert "3 of 3 slices" in answer.stdout and "left" in answer.stdout
+
+
+def test_labels_open_as_imagejs_with_pixel_size_and_a_table_of_cells(tmp_path):
+    stack = np.stack([synthetic.make_slice(90, 120, seed)[0] for seed in range(3)])
+    size = {"resolution": (1 / 4, 1 / 4), "metadata": {"unit": "nm"}}
+    tifffile.imwrite(tmp_path / "stack.tif", stack, imagej=True, **size)
+    tifffile.imwrite(tmp_path / "one.tif", stack[0])
+    model = ("--model", ROOT / "outputs/pretrained", "--labels")
+    for name in ("stack", "one"):
+        assert run(tmp_path / f"{name}.tif", "--output", tmp_path / name, *model) == 0
+        with tifffile.TiffFile(tmp_path / name / f"labels/{name}.tif") as tiff:
+            labels = tiff.asarray()
+            assert labels.dtype == np.uint16 and tiff.series[0].axes == "ZYX"[-labels.ndim :]
+            if name == "stack":
+                assert tiff.imagej_metadata["unit"] == "nm"
+                assert tiff.pages[0].resolution == (0.25, 0.25)
+        table = np.genfromtxt(tmp_path / name / f"labels/{name}.csv", delimiter=",", names=True)
+        assert len(table) == sum(len(np.unique(page)) - 1 for page in np.atleast_3d(labels.T).T)
+        assert table["area_px"].min() >= 1 and (table["mean_probability"] <= 1).all()
+    mask = np.asarray(Image.open(tmp_path / "one/one.png")) > 0
+    assert labels.shape == (90, 120) and (labels[mask] > 0).mean() > 0.97
+    assert 3 < labels.max() < 60
+
+
+def test_a_submission_is_the_exact_map_as_32_bit_pages(tmp_path, capsys):
+    stack = np.stack([synthetic.make_slice(64, 80, seed)[0] for seed in range(3)])
+    tifffile.imwrite(tmp_path / "stack.tif", stack, photometric="minisblack")
+    flags = (tmp_path / "stack.tif", "--model", ROOT / "outputs/pretrained", "--probability")
+    file = tmp_path / "submission.tif"
+    assert run(*flags, "--output", tmp_path / "masks", "--submission", file) == 0
+    exact = tifffile.imread(file)
+    assert exact.dtype == np.float32 and exact.shape == (3, 64, 80)
+    assert exact.min() >= 0 and exact.max() <= 1
+    rough = tifffile.imread(tmp_path / "masks/probability/stack.tif")
+    assert np.array_equal(rough, np.round(exact * 255))
+    assert run(*flags, "--output", tmp_path / "again", "--submission", file) == 2
+    assert "nothing is overwritten" in capsys.readouterr().err
+
+
+def test_a_submission_that_lacks_pages_is_not_written(folder, tmp_path, capsys):
+    (folder / "d.png").write_bytes(b"no image")
+    file = tmp_path / "submission.tif"
+    for output in ("other sizes", "unreadable"):
+        flags = ("--model", ROOT / "outputs/pretrained", "--output", tmp_path / output)
+        assert run(folder, *flags, "--submission", file) == 2
+        assert str(file) in capsys.readouterr().err and not file.exists()
+        for name in ("b 2.tif", "c.jpg"):
+            (folder / name).unlink(missing_ok=True)

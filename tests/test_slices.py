@@ -243,3 +243,13 @@ def test_a_tiffs_pixel_size_is_read_where_it_can_be_true(tmp_path, size, options
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((8, 9), np.uint8), **options)
     found = slices.read_pixel_size(tmp_path / "a.tif")
     assert found is None if size is None else found == pytest.approx(size, rel=1e-3)
+
+
+def test_many_labels_are_written_with_32_bits_and_the_pixel_size(tmp_path):
+    labels = np.arange(40_000, 110_000).reshape(1, 700, 100)
+    for largest, dtype in ((65_535, np.uint16), (65_536, np.uint32)):
+        path = tmp_path / f"{largest}.tif"
+        with slices.writing_labels(path, labels.shape, largest, 4.0) as write:
+            write(labels[0])
+        assert np.array_equal(tifffile.imread(path), labels[0].astype(dtype))
+        assert slices.read_pixel_size(path) == pytest.approx(4.0)

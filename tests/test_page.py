@@ -1,0 +1,123 @@
+import io
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import evaluate
+import figures
+import predict
+import synthetic
+from runs import OUTPUTS
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+NAMES = ("<img src=x onerror=alert(1)>", "b", "c")
+FLAGS = ("headless=new", "no-sandbox", "disable-gpu", "no-first-run", "disable-sync")
+QUIET = ("disable-background-networking", "disable-component-update", "window-size=1000,800")
+
+
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory):
+    """Masks of three drawn slices, one with a name that is HTML, and their labels."""
+    root = tmp_path_factory.mktemp("page")
+    for part in ("slices", "labels"):
+        (root / part).mkdir()
+    for seed, name in enumerate(NAMES):
+        image, interior = synthetic.make_slice(200, 240, seed)
+        Image.fromarray(image).save(root / "slices" / f"{name}.png")
+        Image.fromarray(interior * np.uint8(255)).save(root / "labels" / f"{name}.png")
+    flags = ["--model", str(OUTPUTS / "pretrained"), "--probability", "--labels", "--no-tta"]
+    assert predict.main([str(root / "slices"), *flags, "--output", str(root / "masks")]) == 0
+    return root / "masks"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("no chromium and chromedriver here")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in FLAGS + QUIET:
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+def test_keys_buttons_and_slider_of_the_page_do_what_they_say(masks, browser, tmp_path):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    def find(name):
+        return browser.find_element(By.ID, name)
+
+    def loaded(name):
+        script = (
+            "const i = document.getElementById(arguments[0]);return i.complete && i.naturalWidth"
+        )
+        WebDriverWait(browser, 10).until(lambda _: browser.execute_script(script, name) == 240)
+
+    browser.get((masks / "index.html").as_uri())
+    loaded("under")
+    loaded("over")
+    assert find("name").text == f"1/3 {NAMES[0]}"
+    body = browser.find_element(By.TAG_NAME, "body")
+    body.send_keys(Keys.ARROW_RIGHT)
+    assert find("name").text == "2/3 b"
+    for _ in range(3):
+        body.send_keys(Keys.ARROW_RIGHT)
+    assert find("name").text == "3/3 c"
+    body.send_keys(Keys.ARROW_LEFT)
+    buttons = {
+        button.text: button for button in find("layers").find_elements(By.TAG_NAME, "button")
+    }
+    assert list(buttons) == [
+        "slice", "mask", "probability", "labels", "overlay", "labels over slice",
+    ]  # fmt: skip
+    buttons["slice"].click()
+    assert not find("over").is_displayed()
+    for name in ("mask", "probability", "labels"):
+        buttons[name].click()
+        loaded("over")
+        assert name in find("over").get_attribute("src")
+        assert find("over").value_of_css_property("opacity") == "1"
+    buttons["overlay"].click()
+    find("opacity").send_keys(Keys.END)
+    assert find("over").value_of_css_property("opacity") == "1"
+    find("opacity").send_keys(Keys.HOME)
+    assert find("over").value_of_css_property("opacity") == "0"
+    before = find("view").get_attribute("style")
+    browser.execute_script(
+        "document.getElementById('stage').dispatchEvent("
+        "new WheelEvent('wheel', {deltaY: -200, clientX: 500, clientY: 400, cancelable: true}))"
+    )
+    assert find("view").get_attribute("style") != before
+    assert [one for one in browser.get_log("browser") if one["level"] == "SEVERE"] == []
+
+
+def test_scores_are_shown_once_the_masks_are_evaluated(masks, browser, capsys):
+    from selenium.webdriver.common.by import By
+
+    assert evaluate.main([str(masks), str(masks.parent / "labels")]) == 0
+    browser.get((masks / "index.html").as_uri())
+    assert "v_rand 0.9" in browser.find_element(By.ID, "facts").text
+
+
+def test_no_name_can_end_the_pages_script(tmp_path):
+    shown = [{"name": "</script><b>", "membrane": 0.3, "file": "00000", "kinds": ["slice.jpg"]}]
+    figures.write_page(tmp_path / "index.html", shown, "</script>", "<b>")
+    figures.add_scores(tmp_path / "index.html", {"</script><b>": {"v_rand": 1.0}})
+    text = (tmp_path / "index.html").read_text()
+    assert text.count("</script>") == 1 and "<b>" not in text
+
+
+def test_a_huge_slice_is_shown_thinned():
+    views = figures.make_views(np.zeros((5000, 100), np.float32), np.zeros((5000, 100), np.uint8))
+    assert list(views) == ["slice.jpg", "mask.png"]
+    for content in views.values():
+        assert Image.open(io.BytesIO(content)).size == (50, 2500)
