@@ -144,6 +144,7 @@ def measure_cells(labels: np.ndarray, probability: np.ndarray) -> dict[str, np.n
     properties = "label", "area", "centroid", "bbox", "intensity_mean"
     table = regionprops_table(labels, probability, properties=properties)
     names = "label", "area_px", "y", "x", "top", "left", "bottom", "right", "mean_probability"
+    table["area"] = table["area"].astype(int)
     return dict(zip(names, (column.round(4) for column in table.values()), strict=True))
 
 
