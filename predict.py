@@ -195,6 +195,7 @@ def _predict_volume(
 
     try:
         import blocks
+        import cluster
         import volume
     except ModuleNotFoundError as error:
         raise slices.UserError(
@@ -245,7 +246,7 @@ def _predict_volume(
     note_inverted(inverted, looked_at, args.invert)
     began = time.monotonic()
     with show_progress(math.prod(source.shape) / 1e6, " Mpixel") as progress:
-        membrane, failed = blocks.predict_volume(
+        membrane, failed = cluster.predict_volume(
             job, source, predictor, block, levels, workers, args.scheduler, progress.update
         )
     seconds = time.monotonic() - began

@@ -9,6 +9,7 @@ import zarr
 from PIL import Image
 
 import blocks
+import cluster
 import grey
 import inference
 import pipeline
@@ -95,7 +96,7 @@ def test_masks_do_not_depend_on_the_blocks(tmp_path, monkeypatch, plain):
     shape = blocks.choose_block(source.shape)
     assert shape == (2, 64, 64)
     levels = volume.plan_levels(source.shape, source.voxel)
-    membrane, failed = blocks.predict_volume(
+    membrane, failed = cluster.predict_volume(
         job, source, predictor, shape, levels, 2, None, lambda more: None
     )
     assert failed == []
@@ -135,8 +136,8 @@ def test_a_truncated_chunk_costs_its_block_and_is_predicted_once_mended(stack, t
     chunk.write_bytes(content)
     done = []
     with pytest.MonkeyPatch.context() as patch:
-        untouched = blocks.predict_block
-        patch.setattr(blocks, "predict_block", lambda *a: done.append(a[-1]) or untouched(*a))
+        untouched = cluster.predict_block
+        patch.setattr(cluster, "predict_block", lambda *a: done.append(a[-1]) or untouched(*a))
         assert run(stack, tmp_path / "masks") == 0
     assert [block.start for block in done] == [(2, 0, 0)]
     assert np.array_equal(read(tmp_path / "masks/stack.zarr"), whole)
@@ -148,9 +149,9 @@ def test_a_block_of_nothing_but_membrane_is_not_taken_for_a_missing_one(tmp_path
     source = volume.Volume("", (2, 4, 4), (None,) * 3, 1, 1, (), None)
     volume.create_volume(job.masks, source, [((2, 4, 4), (1, 1, 1))], (2, 4, 4))
     volume.write_part(job.masks, 0, (0, 0, 0), np.zeros((2, 4, 4), np.uint8))
-    assert blocks._read_marker(job, block) is None
+    assert blocks.read_marker(job, block) is None
     blocks._mark(job, block, {"membrane": [16, 16]})
-    assert blocks._read_marker(job, block) == {"membrane": [16, 16]}
+    assert blocks.read_marker(job, block) == {"membrane": [16, 16]}
 
 
 def test_other_settings_are_not_mixed_into_unfinished_masks(stack, tmp_path, capsys):
@@ -170,7 +171,7 @@ def test_a_dry_run_plans_and_writes_nothing(stack, tmp_path, capsys):
 
 
 def test_a_zarr_without_the_libraries_says_what_to_install(stack, tmp_path, monkeypatch, capsys):
-    for name in ("blocks", "volume"):
+    for name in ("blocks", "cluster", "volume"):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "zarr", None)
     assert run(stack, tmp_path / "masks") == 2
@@ -180,7 +181,7 @@ def test_a_zarr_without_the_libraries_says_what_to_install(stack, tmp_path, monk
 
 
 def test_a_scheduler_that_does_not_answer_is_said_in_one_line(stack, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(blocks, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
     assert run(stack, tmp_path / "masks", "--scheduler", "tcp://127.0.0.1:9") == 2
     said = capsys.readouterr().err
     assert "no Dask scheduler answers there" in said and len(said.splitlines()) == 1
