@@ -151,8 +151,7 @@ def predict_block(job: Job, source: volume.Volume, predictor: Predictor, block: 
     if read == whole(shape):
         samples = [grey.sample(image) for image in stack]
     else:
-        parts = [source.read(block.z, part) for part in grey.cut_sample(shape)]
-        samples = np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+        samples = _sample(source, block.z)
     masks = np.empty([b - a for a, b in zip(block.start, block.stop, strict=True)], np.uint8)
     maps = np.empty_like(masks)
     wanted = shift(block.area, seen)
@@ -246,10 +245,19 @@ def _middle(source: volume.Volume) -> tuple[slice, slice]:
 
 def _see_middle(job: Job, source: volume.Volume, z: int) -> np.ndarray:
     """Returns the middle of a slice as the network sees it."""
-    parts = [source.read(slice(z, z + 1), part) for part in grey.cut_sample(source.shape[1:])]
-    sample = np.concatenate([part.ravel() for part in parts])
+    (sample,) = _sample(source, slice(z, z + 1))
     normalise = grey.normaliser(sample, **dict(job.scaling), invert=job.invert)
     return normalise(source.read(slice(z, z + 1), _middle(source))[0])
+
+
+def _sample(source: volume.Volume, z: slice) -> Sequence[np.ndarray]:
+    """Returns the pixels of each of some slices that its grey values are measured on."""
+    shape = source.shape[1:]
+    if source.whole:
+        slices = (source.read(slice(n, n + 1), whole(shape))[0] for n in range(z.start, z.stop))
+        return [grey.sample(image) for image in slices]
+    parts = [source.read(z, part) for part in grey.cut_sample(shape)]
+    return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
 
 
 def pixels_of(area: tuple[slice, slice]) -> int:

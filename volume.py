@@ -42,6 +42,7 @@ class Volume:
         voxel: sides of a voxel in nm, in this order; None where they are not known.
         itemsize: bytes per voxel.
         chunk_depth: how many slices must be read at once.
+        whole: whether a part of a slice takes as long to read as all of it.
         files: that change when the volume is another one.
         read: from a range of z, and of rows and columns, to the grey values there, (z, y, x).
     """
@@ -51,6 +52,7 @@ class Volume:
     voxel: tuple[float | None, ...]
     itemsize: int
     chunk_depth: int
+    whole: bool
     files: tuple[Path, ...]
     read: Callable[[slice, Area], np.ndarray]
 
@@ -220,7 +222,7 @@ def _open_zarr(path: Path) -> Volume:
     files = tuple(file for file in path.iterdir() if file.name in METADATA)
     voxel = tuple(voxel.get(axis) for axis in AXES)
     depth = dict(zip(axes, array.chunks, strict=True)).get("z", 1)
-    return Volume(str(path), shape, voxel, array.dtype.itemsize, depth, files, read)
+    return Volume(str(path), shape, voxel, array.dtype.itemsize, depth, False, files, read)
 
 
 def _open_multiscale(group: zarr.Group, scales: dict) -> tuple[zarr.Array, list[str], dict]:
@@ -283,4 +285,4 @@ def _open_slices(path: Path, max_pixels: int) -> Volume:
         return np.stack(pages)
 
     size, shape = read_pixel_size(files[0]), (ends[-1], *page.shape)
-    return Volume(str(path), shape, (None, size, size), page.itemsize, 1, tuple(files), read)
+    return Volume(str(path), shape, (None, size, size), page.itemsize, 1, True, tuple(files), read)

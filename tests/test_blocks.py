@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -80,6 +81,22 @@ def test_folder_stack_and_zarr_give_the_same_masks(stack, tmp_path, capsys):
     assert "6 masks in" in capsys.readouterr().out
 
 
+def test_the_grey_values_of_a_large_slice_are_the_same_from_a_file_and_from_chunks(
+    stack, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(grey, "PATCH", 6)
+    tifffile.imwrite(tmp_path / "stack.tif", STACK, photometric="minisblack")
+    sources = [volume.open_volume(path, 10**6) for path in (stack, tmp_path / "stack.tif")]
+    for one, other in zip(
+        *(blocks._sample(source, slice(1, 4)) for source in sources), strict=True
+    ):
+        assert one.size == 64 * 36 and np.array_equal(one, other)
+    reads = []
+    file = dataclasses.replace(sources[1], read=lambda *a: reads.append(a) or sources[1].read(*a))
+    blocks._sample(file, slice(0, 2))
+    assert len(reads) == 2
+
+
 @pytest.mark.parametrize("plain", [True, False])
 def test_masks_do_not_depend_on_the_blocks(tmp_path, monkeypatch, plain):
     for module in (inference, blocks):
@@ -146,7 +163,7 @@ def test_a_truncated_chunk_costs_its_block_and_is_predicted_once_mended(stack, t
 def test_a_block_of_nothing_but_membrane_is_not_taken_for_a_missing_one(tmp_path):
     job = make_job(tmp_path / "x.zarr", tmp_path)
     block = blocks.Block(0, (0, 0, 0), (2, 4, 4))
-    source = volume.Volume("", (2, 4, 4), (None,) * 3, 1, 1, (), None)
+    source = volume.Volume("", (2, 4, 4), (None,) * 3, 1, 1, False, (), None)
     volume.create_volume(job.masks, source, [((2, 4, 4), (1, 1, 1))], (2, 4, 4))
     volume.write_part(job.masks, 0, (0, 0, 0), np.zeros((2, 4, 4), np.uint8))
     assert blocks.read_marker(job, block) is None

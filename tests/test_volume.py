@@ -134,7 +134,7 @@ def test_a_pyramid_halves_z_only_where_voxels_are_not_longer_in_z():
 
 
 def test_what_is_written_is_ome_zarr_that_the_reader_understands(tmp_path):
-    source = volume.Volume("x", (5, 1100, 600), (30.0, 4.0, 4.0), 1, 1, (), None)
+    source = volume.Volume("x", (5, 1100, 600), (30.0, 4.0, 4.0), 1, 1, False, (), None)
     levels = volume.plan_levels(source.shape, source.voxel)
     volume.create_volume(tmp_path / "m.zarr", source, levels, (2, 1100, 600))
     part = RNG.integers(0, 256, (2, 1100, 600)).astype(np.uint8)
