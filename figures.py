@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from grey import to_bytes
+from metrics import find_errors
 from slices import whole_file
 
 MISSED = (213, 94, 0)  # vermilion and blue: told apart by colour-blind eyes too (Okabe and Ito)
@@ -20,27 +21,30 @@ PANEL = 512  # px, the largest side of a slice in the validation sheet
 VALIDATION_ROWS = 10
 THUMBNAIL = 256  # px, in the contact sheet
 CAPTION = 26  # px
+NUMBERED = 5  # merged and split parts of cells in the validation sheet
 VIEW = 2048  # px, the side from whose double on the page shows a slice thinned
 COLOURS = [0, 0, 0, *np.random.default_rng(0).integers(60, 256, 3 * 255).tolist()]  # of labels
 
 
 def draw_curves(path: Path, history: Sequence[dict]) -> None:
-    """Draws loss, membrane IoU and the challenge's scores over epochs.
+    """Draws loss, membrane IoU, the challenge's scores and the learning rate over epochs.
 
     Args:
         path: the PNG to write.
         history: a row per epoch, as in history.csv; None where a value was not measured.
     """
-    figure = Figure(figsize=(13, 4), layout="constrained")
+    figure = Figure(figsize=(16, 4), layout="constrained")
     panels = (
         ("loss", "val_loss"),
         ("membrane_iou", "val_membrane_iou"),
         ("val_v_rand", "val_v_info"),
+        ("learning_rate",),
     )
     titles = ("binary cross-entropy", "membrane IoU at 0.5", "V_rand and V_info, best threshold")
-    for axes, columns, title in zip(figure.subplots(1, 3), panels, titles, strict=True):
+    titles += ("learning rate",)
+    for axes, columns, title in zip(figure.subplots(1, 4), panels, titles, strict=True):
         for column in columns:
-            points = [(row["epoch"], row[column]) for row in history if row[column] is not None]
+            points = [(one["epoch"], one[column]) for one in history if one[column] is not None]
             if points:
                 marker = "o" if column.startswith("val_") else None
                 label = column.replace("val_", "validation ")
@@ -62,7 +66,7 @@ def draw_validation_sheet(
     masks: Sequence[np.ndarray],
     scores: Sequence[dict[str, float]],
 ) -> None:
-    """Draws slice | label | P(interior) | mask | errors of the ten worst slices, worst first.
+    """Draws slice, label, P(interior), mask, and where they differ, of the ten worst slices.
 
     Args:
         path: the PNG to write.
@@ -80,6 +84,7 @@ def draw_validation_sheet(
         errors = np.stack([grey] * 3, axis=-1)
         errors[~labels[i] & masks[i]] = MISSED
         errors[labels[i] & ~masks[i]] = INVENTED
+        cells = _draw_cell_errors(grey, *find_errors(labels[i], masks[i]))
         scored = f"V_rand {scores[i]['v_rand']:.4f}   V_info {scores[i]['v_info']:.4f}"
         rows.append(
             [
@@ -88,9 +93,27 @@ def draw_validation_sheet(
                 ("P(interior)", to_bytes(probabilities[i])),
                 ("mask", masks[i] * np.uint8(255)),
                 ("membrane missed (vermilion), invented (blue)", errors),
+                ("cells merged (vermilion), split (blue), largest first", cells),
             ]
         )
     _write_sheet(path, rows, PANEL)
+
+
+def _draw_cell_errors(grey: np.ndarray, merged: np.ndarray, split: np.ndarray) -> np.ndarray:
+    """Returns a slice with the parts of `metrics.find_errors` in colour, the largest numbered."""
+    picture = np.stack([grey] * 3, axis=-1)
+    for parts, colour in ((merged, MISSED), (split, INVENTED)):
+        inside = parts > 0
+        picture[inside] = picture[inside] // 2 + np.array(colour, np.uint8) // 2
+    drawing = Image.fromarray(picture)
+    pen, font = ImageDraw.Draw(drawing), ImageFont.load_default(20)
+    for parts in (merged, split):
+        for number in range(1, min(NUMBERED, parts.max()) + 1):
+            rows, cols = np.nonzero(parts == number)
+            place = float(np.median(cols)), float(np.median(rows))
+            outline = {"anchor": "mm", "font": font, "stroke_width": 2, "stroke_fill": "black"}
+            pen.text(place, str(number), fill="white", **outline)
+    return np.asarray(drawing)
 
 
 def draw_contact_sheet(

@@ -20,6 +20,7 @@ THRESHOLDS = (
     *(0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.84, 0.87),
     *(0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99),
 )
+PART = 50  # px; smaller parts of cells on the wrong side of a border are no error worth showing
 SEGMENTATION_SCORES = (
     "v_rand",
     "v_info",
@@ -97,6 +98,30 @@ def score_cells(label: np.ndarray, cells: np.ndarray) -> dict[str, float]:
         "v_info_split": ratio(shared, h_mask),
         "v_info_merge": ratio(shared, h_true),
     }
+
+
+def find_errors(label: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the parts of cells that a mask joins to another cell, or cuts off their own.
+
+    The partner of a true cell is the proposed one that has most of it, and the other way round. A
+    part that lies in a proposed cell whose partner is another true cell is merged; one that lies in
+    another proposed cell than the true cell's partner, and is not merged, is split off.
+
+    Args:
+        label: bool (height, width), the truth.
+        mask: bool (height, width), the proposal, whose borders are thinned as for the scores.
+
+    Returns:
+        merged, split: int32 (height, width), the parts numbered from 1 by falling size; 0
+        elsewhere. Parts below 50 px are left out: a border drawn a little beside its place.
+    """
+    truth, cells = connected_components(label, connectivity=1), thin_borders(mask)
+    table = contingency_table(truth, cells).toarray()
+    table[0], table[:, 0] = 0, 0
+    inside = (truth > 0) & (cells > 0)
+    merged = inside & (table.argmax(axis=0)[cells] != truth)
+    split = inside & ~merged & (table.argmax(axis=1)[truth] != cells)
+    return _number_by_size(merged), _number_by_size(split)
 
 
 def score_membrane(label: np.ndarray, mask: np.ndarray) -> dict[str, float]:
@@ -205,6 +230,16 @@ def calibrate(
         ],
         "slices": [rows[chosen] for rows in scores],
     }
+
+
+def _number_by_size(parts: np.ndarray) -> np.ndarray:
+    pieces = connected_components(parts, connectivity=1)
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    order = np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes >= PART)]
+    numbers = np.zeros(len(sizes), np.int32)
+    numbers[order] = np.arange(1, len(order) + 1)
+    return numbers[pieces]
 
 
 def _entropy(shares: np.ndarray) -> float:

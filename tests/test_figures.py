@@ -24,7 +24,7 @@ def test_the_worst_slice_comes_first_and_errors_are_coloured(tmp_path):
 
 
 def test_curves_are_drawn_where_values_are_known(tmp_path):
-    row = {"loss": 0.5, "membrane_iou": 0.1}
+    row = {"loss": 0.5, "membrane_iou": 0.1, "learning_rate": 0.01}
     names = ("val_loss", "val_membrane_iou", "val_v_rand", "val_v_info")
     history = [{"epoch": 1, **row, **dict.fromkeys(names)}]
     history.append({"epoch": 2, **row, **dict.fromkeys(names, 0.7)})
@@ -35,3 +35,15 @@ def test_curves_are_drawn_where_values_are_known(tmp_path):
 def test_a_huge_slice_has_a_small_thumbnail():
     assert max(figures.make_thumbnail(np.zeros((3000, 50), np.uint8)).shape) == figures.THUMBNAIL
     assert figures.make_thumbnail(np.ones((10, 20), np.float32)).shape == (10, 20)
+
+
+def test_merged_and_split_cells_are_coloured_and_numbered():
+    merged, split = np.zeros((2, 60, 90), np.int32)
+    merged[:, :30], split[30:, 60:] = 1, 1
+    picture = figures._draw_cell_errors(np.full((60, 90), 128, np.uint8), merged, split).astype(int)
+    redder = picture[..., 0] - picture[..., 2] > 60
+    bluer = picture[..., 2] - picture[..., 0] > 30
+    assert redder[:, :30].mean() > 0.7 and not redder[:, 30:].any()
+    assert bluer[30:, 60:].mean() > 0.5 and not bluer[:, :60].any()
+    assert (picture[:, :30] == 255).any() and (picture[30:, 60:] == 255).any()  # the numbers
+    assert (picture[:, 32:58] == 128).all()

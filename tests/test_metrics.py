@@ -120,3 +120,23 @@ def test_labels_without_interior_cannot_choose_a_threshold():
 
 def test_one_slice_has_no_fixed_score():
     assert metrics.calibrate([LABEL], [leaky(0.6).__gt__])["fixed"] is None
+
+
+def test_merged_and_split_parts_are_found_and_numbered_by_size():
+    label = np.ones((60, 100), bool)
+    label[:, 30] = label[:, 70] = False  # cells of 30, 39 and 29 columns
+    merged, split = metrics.find_errors(label, label)
+    assert not merged.any() and not split.any()
+    joined = label.copy()
+    joined[5, 30] = True
+    merged, split = metrics.find_errors(label, joined)
+    assert set(np.unique(merged)) == {0, 1} and not split.any()
+    assert (merged[:, :30] == 1).all() and not merged[:, 31:].any()
+    cut = label.copy()
+    cut[20] = False
+    merged, split = metrics.find_errors(label, cut)
+    assert not merged.any() and not split[21:].any()
+    assert [int((split == number).sum()) for number in (1, 2, 3)] == [20 * 39, 20 * 30, 20 * 29]
+    beside = np.roll(label, 1, axis=1)
+    beside[:, 0] = True
+    assert not any(parts.any() for parts in metrics.find_errors(label, beside))
