@@ -21,9 +21,10 @@ from tqdm import tqdm
 
 import grey
 import volume
+from files import write_json
 from inference import WINDOW, WINDOW_HALO, Predictor, shift, whole, widen
 from pipeline import draw_mask
-from slices import UnreadableError, write_json
+from slices import UnreadableError
 
 SIDE = 12 * WINDOW  # px; longer slices are cut, where masks are made from windows anyway
 SIDE_OF_CHUNKS = 4 * WINDOW  # the same where slices cannot be read one by one

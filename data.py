@@ -15,6 +15,7 @@ import numpy as np
 import requests
 from kagglehub.config import get_cache_folder
 
+import files
 import grey
 import slices
 import synthetic
@@ -207,11 +208,11 @@ def _draw(folder: Path) -> None:
         for number in range(1, count + 1):
             image, interior = synthetic.make_slice(SYNTHETIC_SIZE, SYNTHETIC_SIZE, seed)
             name = f"synthetic_{number:04d}.png"
-            slices.write_pages(folder / part / "imgs" / name, [image])
+            files.write_pages(folder / part / "imgs" / name, [image])
             label = interior * np.uint8(slices.INTERIOR)
-            slices.write_pages(folder / part / "labels" / name, [label])
+            files.write_pages(folder / part / "labels" / name, [label])
             seed += 1
-    with slices.whole_file(folder / MARKER) as part:
+    with files.whole_file(folder / MARKER) as part:
         part.write_text("These slices are drawn by synthetic.py; no microscope saw them.\n")
 
 

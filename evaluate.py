@@ -33,6 +33,7 @@ def evaluate(args: argparse.Namespace) -> int:
     """Pairs, scores and prints; returns the exit status."""
     import numpy as np
 
+    import files
     import grey
     import metrics
     import slices
@@ -92,7 +93,7 @@ def evaluate(args: argparse.Namespace) -> int:
         print(f"{key}: {_show(value)}")
     if args.json:
         rows = [{"name": name, **row} for name, row in zip(predictions, scores, strict=True)]
-        slices.write_json(args.json, {**summary, "slices": rows})
+        files.write_json(args.json, {**summary, "slices": rows})
     return 0
 
 

@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from files import whole_file
 from grey import to_bytes
 from metrics import find_errors
-from slices import whole_file
 
 MISSED = (213, 94, 0)  # vermilion and blue: told apart by colour-blind eyes too (Okabe and Ito)
 INVENTED = (0, 114, 178)

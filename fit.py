@@ -19,9 +19,10 @@ import tensorflow as tf
 
 import metrics
 from data import Pairs
+from files import whole_file
 from inference import Predictor, make_masker
 from muon import Muon
-from slices import UserError, whole_file
+from slices import UserError
 from tiles import TileSampler
 from unet import quicken
 

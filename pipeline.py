@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+import files
 import grey
 import slices
 from figures import VIEW, make_thumbnail, make_views, thin
@@ -285,12 +286,12 @@ def write_masks(
         for source, parts in groupby(pages, key=lambda page: page.source):
             found, thumbnails, seen = {}, [], []
             try:
-                with contextlib.ExitStack() as files:
+                with contextlib.ExitStack() as opened:
                     for page in parts:
                         if page.error:
                             raise slices.UnreadableError(page.error)
                         if not found:
-                            outputs = _open_outputs(files, folder, page)
+                            outputs = _open_outputs(opened, folder, page)
                         for name, write in outputs:
                             write(getattr(page, name))
                         if page.exact is not None:
@@ -319,7 +320,7 @@ def write_masks(
     return membrane, sheet, shown
 
 
-def _open_outputs(files: contextlib.ExitStack, folder: Path, page: Page) -> list[tuple]:
+def _open_outputs(opened: contextlib.ExitStack, folder: Path, page: Page) -> list[tuple]:
     """Opens the files for a source's pages; returns what of a page is written, and by what.
 
     The masks come last to their place: where they are, all is.
@@ -327,17 +328,17 @@ def _open_outputs(files: contextlib.ExitStack, folder: Path, page: Page) -> list
     source, shape = page.source, (page.source.pages, *page.mask.shape)
     if (folder / source.target).exists():  # by the interrupted command that this continues
         return []
-    managers = {"mask": slices.writing(folder / source.target, math.prod(shape))}
+    managers = {"mask": files.writing(folder / source.target, math.prod(shape))}
     if page.probability is not None:
         target = folder / "probability" / source.target
-        managers["probability"] = slices.writing(target, math.prod(shape))
+        managers["probability"] = files.writing(target, math.prod(shape))
     if page.labels is not None:
         target = folder / "labels" / f"{source.file.stem}.tif"
         # of the pages to come it is only known that no cell is smaller than a speck
         most = page.labels.max() if shape[0] == 1 else math.prod(shape[1:]) // SPECK
-        managers["labels"] = slices.writing_labels(target, shape, int(most), page.pixel_size)
-        managers["cells"] = slices.writing_table(target.with_suffix(".csv"))
-    return [(name, files.enter_context(manager)) for name, manager in managers.items()]
+        managers["labels"] = files.writing_labels(target, shape, int(most), page.pixel_size)
+        managers["cells"] = files.writing_table(target.with_suffix(".csv"))
+    return [(name, opened.enter_context(manager)) for name, manager in managers.items()]
 
 
 def write_views(
@@ -345,7 +346,7 @@ def write_views(
 ) -> dict:
     """Writes the pictures that the page shows of a slice; returns what it says of it."""
     for end, content in views.items():
-        with slices.whole_file(folder / "about" / "page" / f"{number:05d}-{end}") as part:
+        with files.whole_file(folder / "about" / "page" / f"{number:05d}-{end}") as part:
             part.write_bytes(content)
     return {"name": name, "membrane": membrane, "file": f"{number:05d}", "kinds": list(views)}
 

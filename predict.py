@@ -134,6 +134,7 @@ def predict(args: argparse.Namespace) -> int:
 
 def _predict_files(args, predictor, workers: int, record: dict, about: dict, device: str) -> int:
     """Predicts every file, writes masks, record and contact sheet."""
+    import files
     import runs
     import slices
     from figures import draw_contact_sheet
@@ -164,7 +165,7 @@ def _predict_files(args, predictor, workers: int, record: dict, about: dict, dev
         looked_at=frozenset(_choose(total, LOOKED_AT)),
     )
     pages = predict_pages(sources, folder, recipe, workers)
-    with slices.writing_maps(args.submission, total) as submit:
+    with files.writing_maps(args.submission, total) as submit:
         membrane, sheet, shown = write_masks(pages, total, folder, recipe, failed, submit)
         if args.submission and failed:
             raise slices.UserError(f"{args.submission}: not written, pages would lack; {failed[0]}")
@@ -173,7 +174,7 @@ def _predict_files(args, predictor, workers: int, record: dict, about: dict, dev
         draw_contact_sheet(folder / ABOUT / "contact_sheet.png", *zip(*sheet, strict=True))
         _write_page(folder, shown, len(membrane), about)
     about |= {"finished": True, "device": device, "membrane": membrane, "failed": failed}
-    slices.write_json(folder / ABOUT / "prediction.json", about)
+    files.write_json(folder / ABOUT / "prediction.json", about)
     return _report(folder, membrane, failed, seconds)
 
 
@@ -191,6 +192,7 @@ def _predict_volume(
     args, predictor, workers: int, model: Path, record: dict, about: dict, device: str
 ) -> int:
     """Predicts a volume block by block, writes OME-Zarr, record and contact sheet."""
+    import files
     import slices
 
     try:
@@ -262,7 +264,7 @@ def _predict_volume(
         ]
         _write_page(folder, shown, len(membrane), about)
         about |= {"finished": True, "device": device, "membrane": membrane, "failed": failed}
-        slices.write_json(folder / ABOUT / "prediction.json", about)
+        files.write_json(folder / ABOUT / "prediction.json", about)
         shutil.rmtree(job.markers, ignore_errors=True)
     else:
         print("Note: once that is mended, the same command does the rest")
@@ -297,7 +299,8 @@ def _test_slices(record: dict) -> Path:
 def _claim_output(wanted: str | None, source: Path, about: dict) -> Path:
     """Returns the folder for the masks: new, empty, or this command's own unfinished one."""
     import runs
-    from slices import UserError, write_json
+    from files import write_json
+    from slices import UserError
 
     default = runs.OUTPUTS / "masks" / _name_of(source)
     path = default if wanted is None else Path(wanted).expanduser()

@@ -105,7 +105,8 @@ def train(args: argparse.Namespace) -> int:
     import runs
     import tiles
     import unet
-    from slices import UserError, write_json
+    from files import write_json
+    from slices import UserError
 
     record = None
     if args.resume:
@@ -230,8 +231,8 @@ def _finish(folder: Path, record: dict, network, held_out, history: list[dict]) 
     import figures
     import runs
     import unet
+    from files import whole_file, write_json
     from grey import DEVIATION, MEAN
-    from slices import whole_file, write_json
 
     with whole_file(folder / "model.keras") as part:
         unet.with_dtype(network, "float32").save(part)

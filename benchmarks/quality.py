@@ -210,7 +210,8 @@ def fit_network(pairs, flags: Sequence[str], seed: int, folder: Path, initial=No
     import fit
     import tiles
     import unet
-    from slices import UserError, write_json
+    from files import write_json
+    from slices import UserError
 
     args = settle_flags(flags, seed, initial is not None)
     keras.utils.set_random_seed(seed)
@@ -277,8 +278,9 @@ def ship(recipe: str, pairs, rows: list[dict], scratch: Path, target: Path) -> N
     """Trains on all slices and writes model and run.json, with the cross-validated thresholds."""
     import data
     import runs
+    from files import whole_file, write_json
     from grey import DEVIATION, MEAN
-    from slices import UserError, whole_file, write_json
+    from slices import UserError
 
     own = [row for row in rows if row["recipe"] == recipe]
     if not own:

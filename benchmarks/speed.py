@@ -189,13 +189,14 @@ def write_slices(source: str, count: int, folder: Path) -> None:
     """Writes the first slices of a data set as PNG files of 512x512."""
     doors.import_tensorflow_quietly()
     import data
+    import files
     import grey
     import runs
     import slices
 
     data_set = data.find_data_set(source, runs.OUTPUTS / runs.DRAWN)
     for name, image in list(slices.read_named(data_set.images))[:count]:
-        slices.write_pages(folder / f"{name}.png", [grey.to_grey(image)])
+        files.write_pages(folder / f"{name}.png", [grey.to_grey(image)])
 
 
 def serve(args: argparse.Namespace) -> int:

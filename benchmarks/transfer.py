@@ -42,7 +42,7 @@ def measure(args: argparse.Namespace) -> int:
     import tensorflow as tf
 
     import runs
-    from slices import write_json
+    from files import write_json
 
     tf.config.experimental.enable_op_determinism()
     pairs = load_slices(args.data, SLICES)

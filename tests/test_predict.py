@@ -13,6 +13,7 @@ from conftest import fail_at, write_data_set
 from PIL import Image
 
 import data
+import files
 import grey
 import predict
 import runs
@@ -229,7 +230,7 @@ def test_unfinished_work_is_continued_also_where_no_output_was_named(
     folder, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(runs, "OUTPUTS", tmp_path / "outputs")
-    fail_at(monkeypatch, slices, "writing", 2, MemoryError)
+    fail_at(monkeypatch, files, "writing", 2, MemoryError)
     flags = (folder, "--model", ROOT / "outputs/pretrained")
     with pytest.raises(MemoryError):
         run(*flags)
@@ -241,7 +242,7 @@ def test_unfinished_work_is_continued_also_where_no_output_was_named(
 
 
 def test_its_own_unfinished_work_is_continued(outputs, folder, tmp_path, monkeypatch, capsys):
-    fail_at(monkeypatch, slices, "writing", 2, MemoryError)
+    fail_at(monkeypatch, files, "writing", 2, MemoryError)
     with pytest.raises(MemoryError):
         run(folder, "--output", tmp_path / "masks")
     before = (tmp_path / "masks/a.png").stat().st_mtime_ns
@@ -256,7 +257,7 @@ def test_its_own_unfinished_work_is_continued(outputs, folder, tmp_path, monkeyp
 
 
 def test_changed_slices_are_not_mixed_into_unfinished_work(outputs, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(slices, "writing", lambda *args: 1 / 0)
+    monkeypatch.setattr(files, "writing", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(folder, "--output", tmp_path / "masks")
     Image.new("L", (40, 50)).save(folder / "a.png")

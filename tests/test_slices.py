@@ -203,24 +203,6 @@ def test_an_empty_unit_of_imagej_leaves_the_word_to_the_plain_tags(tmp_path):
     assert slices.read_pixel_size(tmp_path / "a.tif") == pytest.approx(8, rel=1e-3)
 
 
-def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / "mask.png"
-    slices.write_pages(path, [GREY])
-    before = path.read_bytes()
-    with pytest.raises(RuntimeError), slices.whole_file(path) as part:
-        part.write_bytes(b"half")
-        raise RuntimeError
-    assert path.read_bytes() == before
-    assert [one.name for one in tmp_path.iterdir()] == ["mask.png"]
-
-
-def test_a_written_stack_is_one_stack_of_the_same_pages(tmp_path):
-    pages = [GREY, GREY[::-1]]
-    slices.write_pages(tmp_path / "a.tif", pages)
-    assert np.array_equal(list(slices.read_pages(tmp_path / "a.tif")), pages)
-    assert tifffile.imread(tmp_path / "a.tif").shape == (2, 20, 30)
-
-
 def test_pages_of_different_sizes_are_refused(tmp_path):
     with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
         tiff.write(GREY)
@@ -243,13 +225,3 @@ def test_a_tiffs_pixel_size_is_read_where_it_can_be_true(tmp_path, size, options
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((8, 9), np.uint8), **options)
     found = slices.read_pixel_size(tmp_path / "a.tif")
     assert found is None if size is None else found == pytest.approx(size, rel=1e-3)
-
-
-def test_many_labels_are_written_with_32_bits_and_the_pixel_size(tmp_path):
-    labels = np.arange(40_000, 110_000).reshape(1, 700, 100)
-    for largest, dtype in ((65_535, np.uint16), (65_536, np.uint32)):
-        path = tmp_path / f"{largest}.tif"
-        with slices.writing_labels(path, labels.shape, largest, 4.0) as write:
-            write(labels[0])
-        assert np.array_equal(tifffile.imread(path), labels[0].astype(dtype))
-        assert slices.read_pixel_size(path) == pytest.approx(4.0)

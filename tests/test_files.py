@@ -1,0 +1,36 @@
+import numpy as np
+import pytest
+import tifffile
+
+import files
+import slices
+
+GREY = np.arange(600, dtype=np.uint8).reshape(20, 30)
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "mask.png"
+    files.write_pages(path, [GREY])
+    before = path.read_bytes()
+    with pytest.raises(RuntimeError), files.whole_file(path) as part:
+        part.write_bytes(b"half")
+        raise RuntimeError
+    assert path.read_bytes() == before
+    assert [one.name for one in tmp_path.iterdir()] == ["mask.png"]
+
+
+def test_a_written_stack_is_one_stack_of_the_same_pages(tmp_path):
+    pages = [GREY, GREY[::-1]]
+    files.write_pages(tmp_path / "a.tif", pages)
+    assert np.array_equal(list(slices.read_pages(tmp_path / "a.tif")), pages)
+    assert tifffile.imread(tmp_path / "a.tif").shape == (2, 20, 30)
+
+
+def test_many_labels_are_written_with_32_bits_and_the_pixel_size(tmp_path):
+    labels = np.arange(40_000, 110_000).reshape(1, 700, 100)
+    for largest, dtype in ((65_535, np.uint16), (65_536, np.uint32)):
+        path = tmp_path / f"{largest}.tif"
+        with files.writing_labels(path, labels.shape, largest, 4.0) as write:
+            write(labels[0])
+        assert np.array_equal(tifffile.imread(path), labels[0].astype(dtype))
+        assert slices.read_pixel_size(path) == pytest.approx(4.0)
