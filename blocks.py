@@ -20,6 +20,7 @@ from skimage.transform import downscale_local_mean
 from tqdm import tqdm
 
 import grey
+import unet
 import volume
 from files import write_json
 from inference import WINDOW, WINDOW_HALO, Predictor, shift, whole, widen
@@ -144,6 +145,7 @@ def predict_block(job: Job, source: volume.Volume, predictor: Predictor, block: 
 
     Returns:
         membrane: how many membrane pixels each of its slices has.
+        computed_in: the number format of whoever predicted it.
     """
     shape = source.shape[1:]
     seen = widen(block.area, 0 if job.plain else WINDOW_HALO, shape)
@@ -167,7 +169,8 @@ def predict_block(job: Job, source: volume.Volume, predictor: Predictor, block: 
             maps[number] = grey.to_bytes(probability[wanted])
     for path, part in zip(job.outputs, (masks, maps), strict=False):
         volume.write_part(path, 0, block.start, part)
-    return _mark(job, block, {"membrane": (masks == 0).sum((1, 2)).tolist()})
+    membrane = (masks == 0).sum((1, 2)).tolist()
+    return _mark(job, block, {"membrane": membrane, "computed_in": unet.choose_dtype()[0]})
 
 
 def shrink_block(job: Job, factors: tuple[int, int, int], block: Block) -> dict:

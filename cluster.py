@@ -47,7 +47,7 @@ def predict_volume(
     workers: int,
     scheduler: str | None,
     progress: Callable[[float], object],
-) -> tuple[dict[str, float], list[str]]:
+) -> tuple[dict[str, float], list[str], set[str]]:
     """Predicts those blocks of a volume that are not done yet, then draws the pyramid.
 
     Args:
@@ -61,13 +61,15 @@ def predict_volume(
         progress: is told how many megapixels more are done.
 
     Returns:
-        The membrane fraction of each slice, and what could not be done. Without pyramid in that
-        case: what is missing can be mended, and the rest done by the same call.
+        The membrane fraction of each slice; what could not be done; and the number formats that
+        the blocks were computed in. Without pyramid where something could not be done: it can be
+        mended, and the rest done by the same call.
     """
     for path in job.outputs:
         volume.create_volume(path, source, levels, block)
     area = math.prod(source.shape[1:])
     membrane, seen, failed = np.zeros(source.shape[0]), np.zeros(source.shape[0]), []
+    formats = set()
     with _open_pool(scheduler, workers, block, predictor) as (submit, at_once):
         if scheduler:
             function = partial(predict_on_worker, job)
@@ -78,6 +80,7 @@ def predict_volume(
                 failed.append(str(result))
                 continue
             membrane[one.z] += result["membrane"]
+            formats.add(result["computed_in"])
             pixels = pixels_of(one.area)
             seen[one.z] += pixels
             progress(pixels * (one.stop[0] - one.start[0]) / 1e6)
@@ -88,7 +91,7 @@ def predict_volume(
             for _ in _finish(job, cut(level, shape, block), function, submit, at_once):
                 pass
     whole_slices = np.flatnonzero(seen == area).tolist()
-    return {f"z {z}": float(membrane[z] / area) for z in whole_slices}, failed
+    return {f"z {z}": float(membrane[z] / area) for z in whole_slices}, failed, formats
 
 
 def _finish(job: Job, blocks: Iterable[Block], function, submit, at_once) -> Iterator[tuple]:

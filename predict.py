@@ -248,10 +248,16 @@ def _predict_volume(
     note_inverted(inverted, looked_at, args.invert)
     began = time.monotonic()
     with show_progress(math.prod(source.shape) / 1e6, " Mpixel") as progress:
-        membrane, failed = cluster.predict_volume(
+        membrane, failed, formats = cluster.predict_volume(
             job, source, predictor, block, levels, workers, args.scheduler, progress.update
         )
     seconds = time.monotonic() - began
+    if len(formats) > 1:
+        both = " and ".join(sorted(formats))
+        print(
+            f"Note: parts were computed in {both}, by workers of different kinds: masks differ in "
+            "about one pixel of a thousand from those of one kind alone"
+        )
     if not failed:
         chosen = _choose(source.shape[0], SHEET_SLICES)
         images, masks = zip(*(blocks.show(job, source, z) for z in chosen), strict=True)

@@ -16,6 +16,7 @@ import inference
 import pipeline
 import predict
 import synthetic
+import unet
 import volume
 
 MODEL = Path(predict.__file__).parent / "outputs/pretrained"
@@ -113,10 +114,10 @@ def test_masks_do_not_depend_on_the_blocks(tmp_path, monkeypatch, plain):
     shape = blocks.choose_block(source.shape)
     assert shape == (2, 64, 64)
     levels = volume.plan_levels(source.shape, source.voxel)
-    membrane, failed = cluster.predict_volume(
+    membrane, failed, formats = cluster.predict_volume(
         job, source, predictor, shape, levels, 2, None, lambda more: None
     )
-    assert failed == []
+    assert failed == [] and formats == {unet.choose_dtype()[0]}
     found, maps = read(job.masks), read(tmp_path / "out/probability/big.zarr")
     for z, image in enumerate(big):
         normalise = grey.normaliser(grey.sample(image))
@@ -211,3 +212,10 @@ def test_a_huge_slice_is_cut_where_windows_are_and_a_resampled_one_is_not():
     assert blocks.choose_block((100, 30_000, 3000)) == (4, 10_240, 3000)
     assert blocks.choose_block((100, 10_000, 3000), chunk_depth=64) == (10, 4096, 3000)
     assert blocks.choose_block((100, 30_000, 3000), scale=2.0) == (1, 30_000, 3000)
+
+
+def test_parts_computed_in_different_number_formats_are_said(stack, tmp_path, monkeypatch, capsys):
+    kinds = iter(["float32", "float32", "mixed_bfloat16", "float32"])  # of the door, of 3 blocks
+    monkeypatch.setattr(unet, "choose_dtype", lambda: (next(kinds), "workers of two kinds"))
+    assert run(stack, tmp_path / "masks") == 0
+    assert "computed in float32 and mixed_bfloat16" in capsys.readouterr().out
