@@ -13,14 +13,14 @@ doors.import_tensorflow_quietly()
 
 @pytest.fixture
 def isbi():
-    if "ISBI2012_DIR" not in os.environ:
+    if not os.environ.get("ISBI2012_DIR"):
         pytest.skip("ISBI2012_DIR is not set")
     return Path(os.environ["ISBI2012_DIR"])
 
 
 @pytest.fixture
 def golden():
-    if "GOLDEN_DIR" not in os.environ:
+    if not os.environ.get("GOLDEN_DIR"):
         pytest.skip("GOLDEN_DIR is not set")
     return Path(os.environ["GOLDEN_DIR"])
 

@@ -99,6 +99,7 @@ def test_a_resumed_training_ends_like_an_undisturbed_one(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.slow
 def test_a_killed_training_can_be_resumed(data_set, tmp_path):
     output = tmp_path / "run"
     command = [sys.executable, "train.py", "--data", data_set, "--output", output, "--epochs", "3"]
