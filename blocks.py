@@ -74,6 +74,8 @@ class Job:
         scale: from the volume's pixels to those that the network knows.
         invert: whether membranes are bright.
         probability: whether P(interior) is wanted, too.
+        block: shape of the blocks, as `choose_block` gives.
+        levels: of the pyramid, as `volume.plan_levels` gives.
     """
 
     source: Path
@@ -89,6 +91,8 @@ class Job:
     scale: float
     invert: bool
     probability: bool
+    block: tuple[int, int, int]
+    levels: Sequence[tuple]
 
     @property
     def masks(self) -> Path:
@@ -104,6 +108,14 @@ class Job:
     def markers(self) -> Path:
         """The folder of the finished blocks' markers."""
         return self.folder / "about" / "blocks"
+
+    def cut(self, level: int) -> Iterator[Block]:
+        """Yields the blocks of a level, slice by slice."""
+        shape, _ = self.levels[level]
+        starts = (range(0, side, step) for side, step in zip(shape, self.block, strict=True))
+        for start in product(*starts):
+            ends = zip(start, self.block, shape, strict=True)
+            yield Block(level, start, tuple(min(a + step, side) for a, step, side in ends))
 
 
 def choose_block(
@@ -129,14 +141,6 @@ def choose_block(
     return depth, *sides
 
 
-def cut(level: int, shape: tuple[int, int, int], block: tuple[int, int, int]) -> Iterator[Block]:
-    """Yields the blocks of a level, slice by slice."""
-    starts = (range(0, side, step) for side, step in zip(shape, block, strict=True))
-    for start in product(*starts):
-        stop = (min(a + step, side) for a, step, side in zip(start, block, shape, strict=True))
-        yield Block(level, start, tuple(stop))
-
-
 def predict_block(job: Job, source: volume.Volume, predictor: Predictor, block: Block) -> dict:
     """Predicts a block and writes it.
 
@@ -150,11 +154,7 @@ def predict_block(job: Job, source: volume.Volume, predictor: Predictor, block: 
     shape = source.shape[1:]
     seen = widen(block.area, 0 if job.plain else WINDOW_HALO, shape)
     read = predictor.needs(seen, shape) if job.scale == 1.0 else whole(shape)
-    stack = source.read(block.z, read)
-    if read == whole(shape):
-        samples = [grey.sample(image) for image in stack]
-    else:
-        samples = _sample(source, block.z)
+    stack, samples = _read(source, block.z, read)
     masks = np.empty([b - a for a, b in zip(block.start, block.stop, strict=True)], np.uint8)
     maps = np.empty_like(masks)
     wanted = shift(block.area, seen)
@@ -173,8 +173,10 @@ def predict_block(job: Job, source: volume.Volume, predictor: Predictor, block: 
     return _mark(job, block, {"membrane": membrane, "computed_in": unet.choose_dtype()[0]})
 
 
-def shrink_block(job: Job, factors: tuple[int, int, int], block: Block) -> dict:
+def shrink_block(job: Job, block: Block) -> dict:
     """Writes a block of a higher level of the pyramids: means of the voxels of the level below."""
+    (_, below), (_, spans) = job.levels[block.level - 1 : block.level + 1]
+    factors = tuple(a // b for a, b in zip(spans, below, strict=True))
     starts = [a * factor for a, factor in zip(block.start, factors, strict=True)]
     stops = [b * factor for b, factor in zip(block.stop, factors, strict=True)]
     place = tuple(slice(*ends) for ends in zip(starts, stops, strict=True))
@@ -196,26 +198,19 @@ def looks_inverted(job: Job, source: volume.Volume, z: int) -> bool:
 
 def show(job: Job, source: volume.Volume, z: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the middle of a slice, as the network sees it, and of its mask."""
-    mask = volume.read_part(job.masks, 0, (slice(z, z + 1), *_middle(source)))[0]
+    mask = volume.read_part(job.masks, 0, (slice(z, z + 1), *grey.cut_middle(source.shape[1:])))[0]
     return _see_middle(job, source, z), mask
 
 
-def describe(
-    job: Job,
-    source: volume.Volume,
-    predictor: Predictor,
-    block: tuple[int, int, int],
-    levels: Sequence[tuple],
-    workers: int,
-) -> list[str]:
+def describe(job: Job, source: volume.Volume, predictor: Predictor, workers: int) -> list[str]:
     """Returns lines that say what predicting a volume will take, by a trial on a part of it."""
     voxels, shape = math.prod(source.shape), source.shape[1:]
-    areas = [one.area for one in cut(0, (1, *shape), (1, *block[1:]))]
     halo = 0 if job.plain else WINDOW_HALO
-    work = sum(pixels_of(predictor.needs(widen(area, halo, shape), shape)) for area in areas)
+    areas = [widen(one.area, halo, shape) for one in job.cut(0) if one.start[0] == 0]
+    work = sum(pixels_of(predictor.needs(area, shape)) for area in areas)
     more = work / math.prod(shape) if job.scale == 1.0 else job.scale**2
-    area = _middle(source)
-    image = source.read(slice(source.shape[0] // 2, source.shape[0] // 2 + 1), area)[0]
+    z = source.shape[0] // 2
+    image = source.read(slice(z, z + 1), grey.cut_middle(shape))[0]
     normalise = grey.normaliser(grey.sample(image), **dict(job.scaling), invert=job.invert)
     with ThreadPoolExecutor(workers) as pool:
         for _ in range(2):  # the first one builds the network's graph
@@ -223,16 +218,16 @@ def describe(
             maps = pool.map(lambda _: predictor(image, 1.0, normalise), range(workers))
             list(pool.map(lambda one: draw_mask(one, job.threshold, job.plain), maps))
             rate = workers * image.size / (time.perf_counter() - began) / more
-    counts = [sum(1 for _ in cut(n, shape, block)) for n, (shape, _) in enumerate(levels)]
+    counts = [sum(1 for _ in job.cut(level)) for level in range(len(job.levels))]
     outputs = len(job.outputs)
-    written = outputs * sum(math.prod(shape) for shape, _ in levels)
-    chunk = volume.chunk_of(block)
+    written = outputs * sum(math.prod(shape) for shape, _ in job.levels)
+    block, chunk = _by(job.block), _by(volume.chunk_of(job.block))
     pyramid = f"; {sum(counts[1:]):,} more for a pyramid" if counts[1:] else ""
     hours = tqdm.format_interval(voxels / rate)
     return [
         f"Volume: {_by(source.shape)} (z, y, x), {voxels / 1e6:,.1f} Mvoxel, "
         f"{voxels * source.itemsize / 1e6:,.0f} MB uncompressed",
-        f"Blocks: {counts[0]:,} of {_by(block)}, a file each, in chunks of {_by(chunk)}{pyramid}",
+        f"Blocks: {counts[0]:,} of {block}, a file each, in chunks of {chunk}{pyramid}",
         f"Written: {written / 1e6:,.0f} MB before compression, in {outputs * sum(counts):,} files",
         f"Read and computed beyond the blocks' own pixels: {max(0.0, more - 1):.0%}",
         f"Time: about {hours} (h:min:s) at {rate / 1e6:.2f} Mpixel/s, as this machine did on "
@@ -240,28 +235,22 @@ def describe(
     ]
 
 
-def _middle(source: volume.Volume) -> tuple[slice, slice]:
-    """Returns the rows and columns in the middle of a volume's slices that are looked at."""
-    starts = [max(0, (side - grey.LOOK) // 2) for side in source.shape[1:]]
-    ends = [min(a + grey.LOOK, side) for a, side in zip(starts, source.shape[1:], strict=True)]
-    return slice(starts[0], ends[0]), slice(starts[1], ends[1])
-
-
 def _see_middle(job: Job, source: volume.Volume, z: int) -> np.ndarray:
     """Returns the middle of a slice as the network sees it."""
-    (sample,) = _sample(source, slice(z, z + 1))
-    normalise = grey.normaliser(sample, **dict(job.scaling), invert=job.invert)
-    return normalise(source.read(slice(z, z + 1), _middle(source))[0])
+    area = grey.cut_middle(source.shape[1:])
+    (image,), (sample,) = _read(source, slice(z, z + 1), area)
+    return grey.normaliser(sample, **dict(job.scaling), invert=job.invert)(image)
 
 
-def _sample(source: volume.Volume, z: slice) -> Sequence[np.ndarray]:
-    """Returns the pixels of each of some slices that its grey values are measured on."""
+def _read(source: volume.Volume, z: slice, area: tuple) -> tuple[np.ndarray, Sequence[np.ndarray]]:
+    """Returns an area of some slices, and of each the pixels its grey values are measured on."""
     shape = source.shape[1:]
-    if source.whole:
-        slices = (source.read(slice(n, n + 1), whole(shape))[0] for n in range(z.start, z.stop))
-        return [grey.sample(image) for image in slices]
+    if source.whole or area == whole(shape):
+        stack = source.read(z, whole(shape))
+        return stack[:, *area], [grey.sample(image) for image in stack]
     parts = [source.read(z, part) for part in grey.cut_sample(shape)]
-    return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+    samples = np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+    return source.read(z, area), samples
 
 
 def pixels_of(area: tuple[slice, slice]) -> int:

@@ -9,13 +9,12 @@ import logging
 import math
 import pickle
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import (
     FIRST_COMPLETED,
     CancelledError,
     Executor,
     Future,
-    ThreadPoolExecutor,
     wait,
 )
 from functools import lru_cache, partial
@@ -29,11 +28,11 @@ from distributed.comm import CommClosedError
 import doors
 import unet
 import volume
-from blocks import Block, Job, cut, pixels_of, predict_block, read_marker, shrink_block
+from blocks import Block, Job, pixels_of, predict_block, read_marker, shrink_block
 from inference import Predictor, load_network
+from pipeline import PIXELS_IN_FLIGHT, open_threads
 from slices import UnreadableError, UserError, first_line
 
-IN_FLIGHT = 2**26  # px of slices; beyond these, one block at a time
 CONNECT_SECONDS, LOOK_SECONDS = 10, 5  # for the scheduler to answer; between looks at it
 OPENING = threading.Lock()
 
@@ -42,8 +41,6 @@ def predict_volume(
     job: Job,
     source: volume.Volume,
     predictor: Predictor,
-    block: tuple[int, int, int],
-    levels: Sequence[tuple],
     workers: int,
     scheduler: str | None,
     progress: Callable[[float], object],
@@ -54,8 +51,6 @@ def predict_volume(
         job: what to do.
         source: the volume.
         predictor: the network, for this process.
-        block: as `choose_block` gives.
-        levels: as `volume.plan_levels` gives.
         workers: how many blocks this process predicts at once, while they are small.
         scheduler: address of a Dask scheduler whose workers do it instead, or None.
         progress: is told how many megapixels more are done.
@@ -66,16 +61,16 @@ def predict_volume(
         mended, and the rest done by the same call.
     """
     for path in job.outputs:
-        volume.create_volume(path, source, levels, block)
+        volume.create_volume(path, source.voxel, job.levels, job.block)
     area = math.prod(source.shape[1:])
     membrane, seen, failed = np.zeros(source.shape[0]), np.zeros(source.shape[0]), []
     formats = set()
-    with _open_pool(scheduler, workers, block, predictor) as (submit, at_once):
+    with _open_pool(scheduler, workers, job, predictor) as (submit, at_once):
         if scheduler:
             function = partial(predict_on_worker, job)
         else:
             function = partial(predict_block, job, source, predictor)
-        for one, result in _finish(job, cut(0, source.shape, block), function, submit, at_once):
+        for one, result in _finish(job, 0, function, submit, at_once):
             if isinstance(result, UnreadableError):
                 failed.append(str(result))
                 continue
@@ -84,20 +79,17 @@ def predict_volume(
             pixels = pixels_of(one.area)
             seen[one.z] += pixels
             progress(pixels * (one.stop[0] - one.start[0]) / 1e6)
-        for level in range(1, 1 if failed else len(levels)):
-            (_, below), (shape, spans) = levels[level - 1 : level + 1]
-            factors = tuple(a // b for a, b in zip(spans, below, strict=True))
-            function = partial(shrink_block, job, factors)
-            for _ in _finish(job, cut(level, shape, block), function, submit, at_once):
+        for level in range(1, 1 if failed else len(job.levels)):
+            for _ in _finish(job, level, partial(shrink_block, job), submit, at_once):
                 pass
     whole_slices = np.flatnonzero(seen == area).tolist()
     return {f"z {z}": float(membrane[z] / area) for z in whole_slices}, failed, formats
 
 
-def _finish(job: Job, blocks: Iterable[Block], function, submit, at_once) -> Iterator[tuple]:
-    """Yields each block with what its task returned, in an earlier run or in this one."""
+def _finish(job: Job, level: int, function, submit, at_once) -> Iterator[tuple]:
+    """Yields each block of a level with what its task returned, in an earlier run or now."""
     missing = []
-    for block in blocks:
+    for block in job.cut(level):
         marker = read_marker(job, block)
         if marker is None:
             missing.append(block)
@@ -147,22 +139,16 @@ def run(
 
 
 @contextlib.contextmanager
-def _open_pool(scheduler: str | None, workers: int, block: tuple, predictor: Predictor):
+def _open_pool(scheduler: str | None, workers: int, job: Job, predictor: Predictor):
     """Gives a function that starts another one on a block, and one that says how many at once."""
     if scheduler:
         with connect(scheduler) as client:
             pool = client.get_executor(pure=False)
             yield partial(_submit, pool), partial(_count_tasks, client)
         return
-    count = max(1, min(workers, IN_FLIGHT // math.prod(block[1:])))
-    pool = ThreadPoolExecutor(count)
-    try:
+    count = max(1, min(workers, PIXELS_IN_FLIGHT // math.prod(job.block[1:])))
+    with open_threads(count, predictor) as pool:
         yield pool.submit, lambda: count
-    except BaseException:
-        predictor.stop()  # else the blocks under way would be finished first
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _count_tasks(client: Client) -> int:

@@ -94,10 +94,12 @@ def normaliser(
     return apply
 
 
-def middle(image: np.ndarray) -> np.ndarray:
-    """Returns the middle of a slice, as much as `looks_inverted` needs."""
-    top, left = (max(0, (side - LOOK) // 2) for side in image.shape)
-    return image[top : top + LOOK, left : left + LOOK]
+def cut_middle(shape: tuple[int, int]) -> tuple[slice, slice]:
+    """Returns the rows and columns in the middle of a slice, as much as `looks_inverted` needs."""
+    starts = [max(0, (side - LOOK) // 2) for side in shape]
+    return tuple(
+        slice(start, min(start + LOOK, side)) for start, side in zip(starts, shape, strict=True)
+    )
 
 
 def looks_inverted(image: np.ndarray, scale: float = 1.0) -> bool:
@@ -108,7 +110,7 @@ def looks_inverted(image: np.ndarray, scale: float = 1.0) -> bool:
     differ. In an inverted slice it is the other way round.
 
     Args:
-        image: float32 (height, width) as `normalise` gives; its `middle` will do.
+        image: float32 (height, width) as `normalise` gives; what `cut_middle` names will do.
         scale: what to multiply its sides by, for pixels of the size that the network knows.
     """
     if scale != 1.0:

@@ -122,7 +122,9 @@ class Recipe:
             page.exact = probability
         number = page.source.first + page.number
         if number in self.looked_at:
-            page.looks_inverted = grey.looks_inverted(normalise(grey.middle(image)), page.scale)
+            page.looks_inverted = grey.looks_inverted(
+                normalise(image[grey.cut_middle(image.shape)]), page.scale
+            )
         if number in self.on_sheet:
             thumbnails = make_thumbnail(normalise(thin(image))), make_thumbnail(thin(page.mask))
             page.thumbnails = thumbnails
@@ -182,6 +184,19 @@ def draw_mask(
     return mask
 
 
+@contextlib.contextmanager
+def open_threads(count: int, predictor: Predictor) -> Iterator[ThreadPoolExecutor]:
+    """Gives threads for work with a predictor; when anything goes wrong, both stop at once."""
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    except BaseException:
+        predictor.stop()  # else the slices in flight would be finished first
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def predict_pages(
     sources: Iterable[Source], folder: Path, recipe: Recipe, workers: int
 ) -> Iterator[Page]:
@@ -197,8 +212,7 @@ def predict_pages(
         Pages with their masks. Of a file that cannot be read on, the last one has an `error`.
     """
     waiting, pixels = deque(), 0
-    pool = ThreadPoolExecutor(workers)
-    try:
+    with open_threads(workers, recipe.predictor) as pool:
         for page in _read_pages(sources, folder, recipe):
             size = 0 if page.image is None else page.image.size * max(1.0, page.scale**2)
             waiting.append((pool.submit(recipe.finish, page), size))
@@ -209,11 +223,6 @@ def predict_pages(
                 yield future.result()
         while waiting:
             yield waiting.popleft()[0].result()
-    except BaseException:
-        recipe.predictor.stop()  # else the slices in flight would be finished first
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _read_pages(sources: Iterable[Source], folder: Path, recipe: Recipe) -> Iterator[Page]:

@@ -219,7 +219,6 @@ def _predict_volume(
     block = blocks.choose_block(source.shape, scale, source.chunk_depth)
     about |= {"input_state": _fingerprint(source.files), "shape": source.shape, "block": block}
     about = json.loads(json.dumps(about))  # as it will be read again: lists for tuples
-    levels = volume.plan_levels(source.shape, source.voxel)
     job = blocks.Job(
         source=args.input.resolve(),
         state=about["input_state"],
@@ -234,9 +233,11 @@ def _predict_volume(
         scale=scale,
         invert=args.invert,
         probability=args.probability,
+        block=block,
+        levels=volume.plan_levels(source.shape, source.voxel),
     )
     if args.dry_run:
-        print("\n".join(blocks.describe(job, source, predictor, block, levels, workers)))
+        print("\n".join(blocks.describe(job, source, predictor, workers)))
         return 0
     folder = _claim_output(args.output, args.input, about)
     print(f"Device: {args.scheduler or device}\nMasks: {runs.shown(folder)}", flush=True)
@@ -249,7 +250,7 @@ def _predict_volume(
     began = time.monotonic()
     with show_progress(math.prod(source.shape) / 1e6, " Mpixel") as progress:
         membrane, failed, formats = cluster.predict_volume(
-            job, source, predictor, block, levels, workers, args.scheduler, progress.update
+            job, source, predictor, workers, args.scheduler, progress.update
         )
     seconds = time.monotonic() - began
     if len(formats) > 1:

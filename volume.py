@@ -37,7 +37,6 @@ class Volume:
     """A volume that can be read part by part.
 
     Args:
-        name: what to call it in an error.
         shape: (z, y, x).
         voxel: sides of a voxel in nm, in this order; None where they are not known.
         itemsize: bytes per voxel.
@@ -47,7 +46,6 @@ class Volume:
         read: from a range of z, and of rows and columns, to the grey values there, (z, y, x).
     """
 
-    name: str
     shape: tuple[int, int, int]
     voxel: tuple[float | None, ...]
     itemsize: int
@@ -110,13 +108,16 @@ def chunk_of(block: Sequence[int]) -> tuple[int, int, int]:
 
 
 def create_volume(
-    path: Path, volume: Volume, levels: Sequence[tuple], block: tuple[int, int, int]
+    path: Path,
+    voxel: Sequence[float | None],
+    levels: Sequence[tuple],
+    block: tuple[int, int, int],
 ) -> None:
     """Creates an empty OME-Zarr 0.5 of 8-bit grey; one that is there stays as it is.
 
     Args:
         path: the folder.
-        volume: whose shape and voxels it gets.
+        voxel: sides of a voxel in nm, (z, y, x), where they are known.
         levels: of `plan_levels`.
         block: what will be written at once, (z, y, x): one shard.
     """
@@ -137,9 +138,9 @@ def create_volume(
             dimension_names=AXES,
         )
     axes = [{"name": axis, "type": "space"} for axis in AXES]
-    for axis, side in zip(axes, volume.voxel, strict=True):
+    for axis, side in zip(axes, voxel, strict=True):
         axis |= {"unit": "nanometer"} if side else {}
-    sides = [side or 1.0 for side in volume.voxel]
+    sides = [side or 1.0 for side in voxel]
     datasets = []
     for number, (_, spans) in enumerate(levels):
         scale = [side * span for side, span in zip(sides, spans, strict=True)]
@@ -222,7 +223,7 @@ def _open_zarr(path: Path) -> Volume:
     files = tuple(file for file in path.iterdir() if file.name in METADATA)
     voxel = tuple(voxel.get(axis) for axis in AXES)
     depth = dict(zip(axes, array.chunks, strict=True)).get("z", 1)
-    return Volume(str(path), shape, voxel, array.dtype.itemsize, depth, False, files, read)
+    return Volume(shape, voxel, array.dtype.itemsize, depth, False, files, read)
 
 
 def _open_multiscale(group: zarr.Group, scales: dict) -> tuple[zarr.Array, list[str], dict]:
@@ -285,4 +286,4 @@ def _open_slices(path: Path, max_pixels: int) -> Volume:
         return np.stack(pages)
 
     size, shape = read_pixel_size(files[0]), (ends[-1], *page.shape)
-    return Volume(str(path), shape, (None, size, size), page.itemsize, 1, True, tuple(files), read)
+    return Volume(shape, (None, size, size), page.itemsize, 1, True, tuple(files), read)

@@ -48,6 +48,8 @@ def make_job(source, folder, **others):
         "scale": 1.0,
         "invert": False,
         "probability": False,
+        "block": (2, 4, 4),
+        "levels": [((2, 4, 4), (1, 1, 1))],
     }
     return blocks.Job(source, folder=folder, name=source.stem, **known | others)
 
@@ -88,13 +90,15 @@ def test_the_grey_values_of_a_large_slice_are_the_same_from_a_file_and_from_chun
     monkeypatch.setattr(grey, "PATCH", 6)
     tifffile.imwrite(tmp_path / "stack.tif", STACK, photometric="minisblack")
     sources = [volume.open_volume(path, 10**6) for path in (stack, tmp_path / "stack.tif")]
-    for one, other in zip(
-        *(blocks._sample(source, slice(1, 4)) for source in sources), strict=True
-    ):
+    area = (slice(3, 40), slice(0, 50))
+    (chunked, many), (stored, others) = (blocks._read(one, slice(1, 4), area) for one in sources)
+    assert np.array_equal(chunked, stored) and chunked.shape == (3, 37, 50)
+    for one, other in zip(many, others, strict=True):
         assert one.size == 64 * 36 and np.array_equal(one, other)
     reads = []
     file = dataclasses.replace(sources[1], read=lambda *a: reads.append(a) or sources[1].read(*a))
-    blocks._sample(file, slice(0, 2))
+    for z in range(2):
+        blocks._read(file, slice(z, z + 1), area)
     assert len(reads) == 2
 
 
@@ -110,12 +114,13 @@ def test_masks_do_not_depend_on_the_blocks(tmp_path, monkeypatch, plain):
     zarr.create_array(str(tmp_path / "big.zarr"), data=big, chunks=(2, 32, 32))
     source = volume.open_volume(tmp_path / "big.zarr", 10**6)
     predictor = inference.Predictor(inference.load_network(MODEL / "model.keras"), tile=48)
-    job = make_job(tmp_path / "big.zarr", tmp_path / "out", plain=plain, probability=True)
     shape = blocks.choose_block(source.shape)
     assert shape == (2, 64, 64)
-    levels = volume.plan_levels(source.shape, source.voxel)
+    plan = {"block": shape, "levels": volume.plan_levels(source.shape, source.voxel)}
+    settings = {"plain": plain, "probability": True}
+    job = make_job(tmp_path / "big.zarr", tmp_path / "out", **settings, **plan)
     membrane, failed, formats = cluster.predict_volume(
-        job, source, predictor, shape, levels, 2, None, lambda more: None
+        job, source, predictor, 2, None, lambda more: None
     )
     assert failed == [] and formats == {unet.choose_dtype()[0]}
     found, maps = read(job.masks), read(tmp_path / "out/probability/big.zarr")
@@ -164,8 +169,7 @@ def test_a_truncated_chunk_costs_its_block_and_is_predicted_once_mended(stack, t
 def test_a_block_of_nothing_but_membrane_is_not_taken_for_a_missing_one(tmp_path):
     job = make_job(tmp_path / "x.zarr", tmp_path)
     block = blocks.Block(0, (0, 0, 0), (2, 4, 4))
-    source = volume.Volume("", (2, 4, 4), (None,) * 3, 1, 1, False, (), None)
-    volume.create_volume(job.masks, source, [((2, 4, 4), (1, 1, 1))], (2, 4, 4))
+    volume.create_volume(job.masks, (None,) * 3, job.levels, job.block)
     volume.write_part(job.masks, 0, (0, 0, 0), np.zeros((2, 4, 4), np.uint8))
     assert blocks.read_marker(job, block) is None
     blocks._mark(job, block, {"membrane": [16, 16]})

@@ -55,6 +55,13 @@ def wait_for(condition, process=None):
         time.sleep(0.01)
 
 
+def start_and_wait_for(blocks, source, masks, *flags):
+    """Starts a prediction and returns it when so many blocks are done."""
+    process = start(*command(source, masks, *flags))
+    wait_for(lambda: count(masks) >= blocks, process)
+    return process
+
+
 @contextlib.contextmanager
 def cluster(folder):
     """Gives the address of a new scheduler and a function that starts workers of it."""
@@ -80,8 +87,7 @@ def cluster(folder):
 def test_a_killed_driver_goes_on_where_it_was(stack, tmp_path):
     source, whole = stack
     masks = tmp_path / "masks"
-    process = start(*command(source, masks))
-    wait_for(lambda: count(masks) >= 3, process)
+    process = start_and_wait_for(3, source, masks)
     process.kill()
     process.communicate()
     done = {path.name: path.stat().st_mtime_ns for path in (masks / "about/blocks").iterdir()}
@@ -99,8 +105,7 @@ def test_a_killed_worker_and_one_that_joins_late_change_nothing(stack, tmp_path)
     masks = tmp_path / "masks"
     with cluster(tmp_path) as (address, start_worker):
         first = start_worker()
-        process = start(*command(source, masks, "--scheduler", address))
-        wait_for(lambda: count(masks) >= 2, process)
+        process = start_and_wait_for(2, source, masks, "--scheduler", address)
         start_worker()
         first.send_signal(signal.SIGKILL)
         said = process.communicate(timeout=120)[0].decode()
@@ -114,8 +119,7 @@ def test_a_driver_killed_beside_its_cluster_goes_on_with_two_workers(stack, tmp_
     with cluster(tmp_path) as (address, start_worker):
         start_worker()
         start_worker()
-        process = start(*command(source, masks, "--scheduler", address))
-        wait_for(lambda: count(masks) >= 2, process)
+        process = start_and_wait_for(2, source, masks, "--scheduler", address)
         process.kill()
         process.communicate()
         flags = ["--scheduler", address]
@@ -129,8 +133,7 @@ def test_a_scheduler_that_dies_is_said_in_one_line(stack, tmp_path):
     masks = tmp_path / "masks"
     with cluster(tmp_path) as (address, start_worker):
         start_worker()
-        process = start(*command(source, masks, "--scheduler", address))
-        wait_for(lambda: count(masks) >= 2, process)
+        process = start_and_wait_for(2, source, masks, "--scheduler", address)
     said = process.communicate(timeout=120)[0].decode()
     assert process.returncode == 2, said
     assert "the Dask scheduler is gone" in said and "Traceback" not in said

@@ -134,13 +134,13 @@ def test_a_pyramid_halves_z_only_where_voxels_are_not_longer_in_z():
 
 
 def test_what_is_written_is_ome_zarr_that_the_reader_understands(tmp_path):
-    source = volume.Volume("x", (5, 1100, 600), (30.0, 4.0, 4.0), 1, 1, False, (), None)
-    levels = volume.plan_levels(source.shape, source.voxel)
-    volume.create_volume(tmp_path / "m.zarr", source, levels, (2, 1100, 600))
+    shape, voxel = (5, 1100, 600), (30.0, 4.0, 4.0)
+    levels = volume.plan_levels(shape, voxel)
+    volume.create_volume(tmp_path / "m.zarr", voxel, levels, (2, 1100, 600))
     part = RNG.integers(0, 256, (2, 1100, 600)).astype(np.uint8)
     volume.write_part(tmp_path / "m.zarr", 0, (2, 0, 0), part)
     found = volume.open_volume(tmp_path / "m.zarr", 10**6)
-    assert found.shape == source.shape and np.allclose(found.voxel, source.voxel)
+    assert found.shape == shape and np.allclose(found.voxel, voxel)
     whole = (slice(0, 1100), slice(0, 600))
     assert np.array_equal(found.read(slice(2, 4), whole), part)
     assert not found.read(slice(0, 2), whole).any()
