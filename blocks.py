@@ -22,9 +22,12 @@ from tqdm import tqdm
 import grey
 import unet
 import volume
+from areas import pixels_of, shift, whole, widen
 from files import write_json
-from inference import WINDOW, WINDOW_HALO, Predictor, shift, whole, widen
+from inference import Predictor
+from masks import WINDOW, WINDOW_HALO
 from pipeline import draw_mask
+from runs import ABOUT
 from slices import UnreadableError
 
 SIDE = 12 * WINDOW  # px; longer slices are cut, where masks are made from windows anyway
@@ -107,7 +110,7 @@ class Job:
     @property
     def markers(self) -> Path:
         """The folder of the finished blocks' markers."""
-        return self.folder / "about" / "blocks"
+        return self.folder / ABOUT / "blocks"
 
     def cut(self, level: int) -> Iterator[Block]:
         """Yields the blocks of a level, slice by slice."""
@@ -251,11 +254,6 @@ def _read(source: volume.Volume, z: slice, area: tuple) -> tuple[np.ndarray, Seq
     parts = [source.read(z, part) for part in grey.cut_sample(shape)]
     samples = np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
     return source.read(z, area), samples
-
-
-def pixels_of(area: tuple[slice, slice]) -> int:
-    """Returns how many pixels rows and columns with start and stop are."""
-    return math.prod(line.stop - line.start for line in area)
 
 
 def _by(sides: Sequence[int]) -> str:

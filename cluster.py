@@ -28,7 +28,8 @@ from distributed.comm import CommClosedError
 import doors
 import unet
 import volume
-from blocks import Block, Job, pixels_of, predict_block, read_marker, shrink_block
+from areas import pixels_of
+from blocks import Block, Job, predict_block, read_marker, shrink_block
 from inference import Predictor, load_network
 from pipeline import PIXELS_IN_FLIGHT, open_threads
 from slices import UnreadableError, UserError, first_line

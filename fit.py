@@ -20,7 +20,8 @@ import tensorflow as tf
 import metrics
 from data import Pairs
 from files import whole_file
-from inference import Predictor, make_masker
+from inference import Predictor
+from masks import make_masker
 from muon import Muon
 from slices import UserError
 from tiles import TileSampler

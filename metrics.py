@@ -155,7 +155,7 @@ def score_thresholds(
 
     Args:
         labels: bool (height, width) each.
-        maskers: per slice, a function from threshold to mask: `inference.make_masker(map)`,
+        maskers: per slice, a function from threshold to mask: `masks.make_masker(map)`,
             or `map.__gt__` for the plain threshold of the challenge.
         thresholds: the candidates.
     """

@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import shlex
 import shutil
 import sys
 import time
@@ -22,11 +21,8 @@ from pathlib import Path
 
 import doors
 
-ABOUT = "about"  # subfolder of the predictions: record, contact sheet, the page's pictures
-PAGE = "index.html"  # to look at them
 SHEET_SLICES, PAGE_SLICES = 30, 1000  # at most, evenly chosen: on the contact sheet, on the page
 LOOKED_AT = 5  # slices that are tested for bright membranes
-PLAUSIBLE_MEMBRANE = (0.05, 0.6)  # of a mask's pixels; beyond it the slice is probably unlike
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -138,7 +134,8 @@ def _predict_files(args, predictor, workers: int, record: dict, about: dict, dev
     import runs
     import slices
     from figures import draw_contact_sheet
-    from pipeline import Recipe, find_files, predict_pages, write_masks
+    from pipeline import Recipe, find_files, predict_pages
+    from results import report, show_page, write_masks
 
     if args.submission and args.submission.exists():
         raise slices.UserError(f"{args.submission}: exists, and nothing is overwritten")
@@ -171,21 +168,11 @@ def _predict_files(args, predictor, workers: int, record: dict, about: dict, dev
             raise slices.UserError(f"{args.submission}: not written, pages would lack; {failed[0]}")
     seconds = time.monotonic() - began
     if sheet:
-        draw_contact_sheet(folder / ABOUT / "contact_sheet.png", *zip(*sheet, strict=True))
-        _write_page(folder, shown, len(membrane), about)
+        draw_contact_sheet(folder / runs.ABOUT / "contact_sheet.png", *zip(*sheet, strict=True))
+        show_page(folder, shown, len(membrane), about)
     about |= {"finished": True, "device": device, "membrane": membrane, "failed": failed}
-    files.write_json(folder / ABOUT / "prediction.json", about)
-    return _report(folder, membrane, failed, seconds)
-
-
-def _write_page(folder: Path, shown: list[dict], total: int, about: dict) -> None:
-    """Writes the page on which the masks are looked at."""
-    from figures import write_page
-
-    part = f"an even sample of {len(shown)} of {total} slices · " * (len(shown) < total)
-    averaged = "8 flips averaged" if about["tta"] else "one pass"
-    text = f"{part}model {about['model']}, threshold {about['threshold']:g}, {averaged} · made by"
-    write_page(folder / PAGE, shown, text, shlex.join(["python", *sys.argv]))
+    files.write_json(folder / runs.ABOUT / "prediction.json", about)
+    return report(folder, membrane, failed, seconds)
 
 
 def _predict_volume(
@@ -205,10 +192,12 @@ def _predict_volume(
         ) from None
     import runs
     from figures import draw_contact_sheet, make_thumbnail, make_views
-    from pipeline import (
+    from pipeline import find_scale
+    from results import (
         describe_scale,
-        find_scale,
         note_inverted,
+        report,
+        show_page,
         show_progress,
         write_views,
     )
@@ -264,18 +253,18 @@ def _predict_volume(
         images, masks = zip(*(blocks.show(job, source, z) for z in chosen), strict=True)
         small = [[make_thumbnail(one) for one in parts] for parts in (images, masks)]
         captions = [f"z {z}" for z in chosen]
-        draw_contact_sheet(folder / ABOUT / "contact_sheet.png", captions, *small)
+        draw_contact_sheet(folder / runs.ABOUT / "contact_sheet.png", captions, *small)
         shown = [
             write_views(folder, make_views(image, mask), z, f"z {z}", membrane[f"z {z}"])
             for z, image, mask in zip(chosen, images, masks, strict=True)
         ]
-        _write_page(folder, shown, len(membrane), about)
+        show_page(folder, shown, len(membrane), about)
         about |= {"finished": True, "device": device, "membrane": membrane, "failed": failed}
-        files.write_json(folder / ABOUT / "prediction.json", about)
+        files.write_json(folder / runs.ABOUT / "prediction.json", about)
         shutil.rmtree(job.markers, ignore_errors=True)
     else:
         print("Note: once that is mended, the same command does the rest")
-    return _report(folder, membrane, failed, seconds)
+    return report(folder, membrane, failed, seconds)
 
 
 def _choose(total: int, count: int) -> list[int]:
@@ -314,13 +303,13 @@ def _claim_output(wanted: str | None, source: Path, about: dict) -> Path:
     if source.is_dir() and path.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{path}: lies in the input folder; name another --output")
     try:
-        if json.loads((path / ABOUT / "prediction.json").read_text("utf-8")) == about:
+        if json.loads((path / runs.ABOUT / "prediction.json").read_text("utf-8")) == about:
             print(f"Going on with the unfinished masks in {runs.shown(path)}")
             return path
     except (OSError, ValueError):
         pass
     folder = runs.make_folder(wanted, default)
-    write_json(folder / ABOUT / "prediction.json", about)
+    write_json(folder / runs.ABOUT / "prediction.json", about)
     return folder
 
 
@@ -328,35 +317,6 @@ def _name_of(source: Path) -> str:
     """Returns what the masks of a folder, file or Zarr are called."""
     source = source.resolve()
     return source.name.removesuffix(".zarr") if source.is_dir() else source.stem
-
-
-def _report(folder: Path, membrane: dict[str, float], failed: list[str], seconds: float) -> int:
-    """Says what was done and what was not; returns the exit status."""
-    import runs
-
-    if membrane:
-        low, high = min(membrane.values()), max(membrane.values())
-        print(
-            f"{len(membrane)} masks in {runs.shown(folder)}, {len(membrane) / seconds:.1f} "
-            f"slices/s, membrane {low:.0%} to {high:.0%} (0 = membrane, 255 = cell interior)"
-        )
-        print(f"Look at: {runs.shown(folder / PAGE)}")
-    odd = [name for name, part in membrane.items() if not _plausible(part)]
-    if odd:
-        more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
-        print(
-            f"Note: hardly any or very much membrane in {', '.join(odd[:3])}{more}: is it EM with "
-            "dark membranes on bright cells, near 4 nm per pixel?"
-        )
-    for line in failed:
-        print(f"predict.py: error: {line}", file=sys.stderr)
-    if not failed:
-        return 0
-    return 1 if membrane else 2
-
-
-def _plausible(fraction: float) -> bool:
-    return PLAUSIBLE_MEMBRANE[0] <= fraction <= PLAUSIBLE_MEMBRANE[1]
 
 
 if __name__ == "__main__":

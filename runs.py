@@ -14,6 +14,9 @@ from slices import UserError
 
 OUTPUTS = Path(__file__).parent / "outputs"
 PRETRAINED, LARGE = "pretrained", "large"  # these ship with the repository
+ABOUT = (
+    "about"  # subfolder of masks: the record of a prediction, its pictures, its unfinished state
+)
 DRAWN = "synthetic-slices"  # the data set that --data synthetic draws
 FORMAT = 1  # of run.json; a newer one is refused
 

@@ -260,7 +260,8 @@ def _calibrate(folder: Path, record: dict, network, held_out) -> None:
     """Scores the held-out slices, chooses the thresholds on them, draws them, prints the scores."""
     import figures
     import metrics
-    from inference import Predictor, make_masker
+    from inference import Predictor
+    from masks import make_masker
 
     calibration = {}
     for tta in (False, True):

@@ -13,7 +13,7 @@ import zarr
 from ome_zarr.writer import get_metadata, write_multiscales_metadata
 
 import grey
-from inference import Area
+from areas import Area
 from slices import (
     NANOMETRES,
     UnreadableError,

@@ -249,7 +249,8 @@ def fit_network(pairs, flags: Sequence[str], seed: int, folder: Path, initial=No
 def score_block(pairs, scratch: Path, job: tuple[str, int, int]) -> dict:
     """Trains a recipe without a block; returns the block's scores at every threshold."""
     import metrics
-    from inference import Predictor, make_masker
+    from inference import Predictor
+    from masks import make_masker
 
     recipe, block, seed = job
     training, held_out = (pairs.take(part) for part in split_block(len(pairs.names), block))

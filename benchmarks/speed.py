@@ -442,7 +442,8 @@ def make_pipeline(engine: str, precision: str, scratch: Path) -> tuple[dict, dic
         doors.import_tensorflow_quietly()
         workers = doors.share_cores()
         from inference import Predictor
-        from pipeline import Recipe, find_files, predict_pages, write_masks
+        from pipeline import Recipe, find_files, predict_pages
+        from results import write_masks
         from unet import choose_dtype, with_dtype
 
         network = with_dtype(load_keras("float32"), choose_dtype()[0])

@@ -71,7 +71,8 @@ def score_shifts(source: str, pairs, rows: list[dict], scratch: Path) -> dict:
     import runs
     import slices
     import unet
-    from inference import Predictor, load_network, to_mask
+    from inference import Predictor, load_network
+    from masks import to_mask
 
     def clip(image):
         return np.clip(np.round(image), 0, 255).astype(np.uint8)
@@ -142,7 +143,8 @@ def score_own(pairs, folder: Path, job: tuple[int, str]) -> dict:
         job: how many slices to train on, 0 for the first run as it is, and one of `STARTS`.
     """
     import metrics
-    from inference import Predictor, load_network, make_masker
+    from inference import Predictor, load_network
+    from masks import make_masker
 
     count, start = job
     network = load_network(folder / "model.keras") if start == STARTS[0] else None

@@ -13,6 +13,7 @@ import blocks
 import cluster
 import grey
 import inference
+import masks
 import pipeline
 import predict
 import synthetic
@@ -104,7 +105,7 @@ def test_the_grey_values_of_a_large_slice_are_the_same_from_a_file_and_from_chun
 
 @pytest.mark.parametrize("plain", [True, False])
 def test_masks_do_not_depend_on_the_blocks(tmp_path, monkeypatch, plain):
-    for module in (inference, blocks):
+    for module in (masks, blocks):
         monkeypatch.setattr(module, "WINDOW", 32)
         monkeypatch.setattr(module, "WINDOW_HALO", 16)
     monkeypatch.setattr(blocks, "SIDE", 64)

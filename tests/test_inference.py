@@ -2,15 +2,13 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from scipy import special
-from skimage.measure import label as connected_components
 
 import data
-import inference
 import metrics
 import runs
 import unet
-from inference import Predictor, load_network, to_mask
+from inference import Predictor, load_network
+from masks import to_mask
 from slices import UserError
 
 RNG = np.random.default_rng(0)
@@ -78,76 +76,6 @@ def test_later_training_changes_the_prediction():
     assert not np.array_equal(predict(image), before)
 
 
-def two_cells(membrane=0.1, gap=0.95, rows=slice(28, 34)):
-    """P(interior) of two cells and the membrane between them, with a gap in some rows."""
-    probability = np.full((60, 60), 0.98)
-    probability[:, 29:32] = membrane
-    probability[rows, 29:32] = gap
-    return probability
-
-
-def count_cells(mask):
-    return connected_components(mask, connectivity=1).max()
-
-
-@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.9])
-def test_a_gap_in_a_membrane_is_closed_by_a_line(threshold):
-    probability = two_cells()
-    assert count_cells(probability > threshold) == 1
-    mask = to_mask(probability, threshold)
-    assert count_cells(mask) == 2
-    closed = (probability > 0.5) & ~mask
-    assert closed.sum() == 6 and closed[28:34, 28:33].sum() == 6
-
-
-@pytest.mark.parametrize("probability", [
-    two_cells(rows=slice(0, 60)),
-    two_cells(rows=slice(6, 60)),
-    np.full((9, 9), 0.8),
-    np.full((9, 9), 0.3),
-    np.where(RNG.random((40, 50)) > 0.5, 0.2, 0.4),
-])  # fmt: skip
-def test_where_no_membrane_is_to_be_closed_the_mask_is_the_plain_one(probability):
-    assert np.array_equal(to_mask(probability, 0.5), probability > 0.5)
-
-
-def test_the_threshold_tells_how_much_of_a_membrane_must_be_there():
-    probability = two_cells(membrane=0.6, gap=0.4)
-    assert count_cells(to_mask(probability, 0.5)) == 1
-    assert count_cells(to_mask(probability, 0.7)) == 2
-
-
-def test_a_masker_gives_the_same_masks(monkeypatch):
-    monkeypatch.setattr(inference, "WINDOW", 48)
-    monkeypatch.setattr(inference, "WINDOW_HALO", 16)
-    for probability in (np.tile(two_cells(membrane=0.4, gap=0.7), (2, 1)), np.full((5, 60), 0.7)):
-        masker = inference.make_masker(probability)
-        for threshold in (0.2, 0.5, 0.9):
-            assert np.array_equal(masker(threshold), to_mask(probability, threshold))
-
-
-def test_borders_that_come_together_count_as_one():
-    """One half of a membrane is open between two basins, but the other is shut: two cells."""
-    shut, ajar = -4.0, 1.0
-    basins = np.repeat([[1, 3], [2, 4]], 10, axis=0).repeat(10, axis=1)
-    odds = np.full((20, 20), 5.0)
-    odds[:10, 9:11], odds[10:, 9:11] = ajar, shut
-    cells = inference._join_basins(basins, special.expit(odds), 0.0)
-    assert cells[1] == cells[2] and cells[3] == cells[4] and cells[1] != cells[3]
-    odds[10:, 9:11] = -ajar / 2
-    cells = inference._join_basins(basins, special.expit(odds), 0.0)
-    assert cells[1] == cells[2] == cells[3] == cells[4]
-
-
-def test_a_large_slice_is_masked_in_windows_as_it_is_whole(monkeypatch):
-    probability = np.tile(two_cells(), (3, 2))
-    whole = inference.to_mask(probability, 0.5)
-    monkeypatch.setattr(inference, "WINDOW", 48)
-    monkeypatch.setattr(inference, "WINDOW_HALO", 64)
-    assert (inference.to_mask(probability, 0.5) == whole).mean() > 0.999
-    assert probability.shape > (2 * 48, 48) and 0.05 < whole.mean() < 0.99
-
-
 def test_a_slice_is_predicted_at_the_scale_the_network_knows():
     predict = Predictor(unet.build_unet((2, 2)))
     compute, sizes = predict.predict_batch, []
@@ -210,23 +138,3 @@ def test_a_file_that_is_no_model_is_named(tmp_path, fault):
         path.unlink()
     with pytest.raises(UserError, match=r"broken\.keras"):
         load_network(path)
-
-
-def test_labels_number_the_cells_and_grow_to_one_pixel_lines():
-    mask = np.ones((40, 90), bool)
-    mask[:, 28:33] = mask[:, 60:63] = False
-    mask[10:14, 30:32] = True  # a speck
-    probability = np.where(mask, 0.9, 0.1).astype(np.float32)
-    probability[:, 31] = 0.05  # where the membrane is darkest
-    labels = inference.to_labels(probability, mask)
-    assert set(np.unique(labels)) == {0, 1, 2, 3}
-    assert np.mean(labels[:, 31] == 0) > 0.8 and np.all((labels == 0).sum(1) == 2)
-    cells = inference.measure_cells(labels, probability)
-    assert list(cells["label"]) == [1, 2, 3] and sum(cells["area_px"]) == (labels > 0).sum()
-    first = probability[labels == 1].mean()
-    assert abs(cells["mean_probability"][0] - first) < 1e-3 and cells["right"][2] == 90
-
-
-def test_a_mask_without_cells_has_no_labels():
-    for mask in (np.zeros((9, 9), bool), np.eye(9) > 0):
-        assert not inference.to_labels(np.ones((9, 9), np.float32), mask).any()
