@@ -37,7 +37,6 @@ def evaluate(args: argparse.Namespace) -> int:
     import grey
     import metrics
     import slices
-    from figures import add_scores
 
     if args.json and args.json.exists():
         raise slices.UserError(
@@ -82,6 +81,8 @@ def evaluate(args: argparse.Namespace) -> int:
 
     page = args.predictions / "index.html"
     if page.is_file() and args.threshold is None:
+        from figures import add_scores  # and Matplotlib, for nothing else here
+
         shown = [{key: one[key] for key in ("v_rand", "v_info")} for one in scores]
         add_scores(page, dict(zip(predictions, shown, strict=True)))
 

@@ -40,11 +40,12 @@ def draw_curves(path: Path, history: Sequence[dict]) -> None:
         ("val_v_rand", "val_v_info"),
         ("learning_rate",),
     )
-    titles = ("binary cross-entropy", "membrane IoU at 0.5", "V_rand and V_info, best threshold")
-    titles += ("learning rate",)
-    for axes, columns, title in zip(figure.subplots(1, 4), panels, titles, strict=True):
+    titles = "binary cross-entropy", "membrane IoU at 0.5", "V_rand and V_info, best threshold"
+    for axes, columns, title in zip(
+        figure.subplots(1, 4), panels, (*titles, "learning rate"), strict=True
+    ):
         for column in columns:
-            points = [(one["epoch"], one[column]) for one in history if one[column] is not None]
+            points = [(row["epoch"], row[column]) for row in history if row[column] is not None]
             if points:
                 marker = "o" if column.startswith("val_") else None
                 label = column.replace("val_", "validation ")
@@ -175,8 +176,7 @@ def write_page(path: Path, slices: Sequence[dict], about: str, command: str) -> 
         about: a line on what was done.
         command: that did it.
     """
-    kinds = {kind.split(".")[0] for one in slices for kind in one["kinds"]}
-    data = {"slices": slices, "kinds": sorted(kinds), "about": about, "command": command}
+    data = {"slices": slices, "about": about, "command": command}
     template = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     with whole_file(path) as part:
         text = template.replace("const DATA = {};", f"const DATA = {_script(data)};", 1)

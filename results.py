@@ -171,7 +171,8 @@ def report(folder: Path, membrane: dict[str, float], failed: list[str], seconds:
             f"{len(membrane)} masks in {runs.shown(folder)}, {len(membrane) / seconds:.1f} "
             f"slices/s, membrane {low:.0%} to {high:.0%} (0 = membrane, 255 = cell interior)"
         )
-        print(f"Look at: {runs.shown(folder / PAGE)}")
+        if (folder / PAGE).exists():
+            print(f"Look at: {runs.shown(folder / PAGE)}")
     odd = [name for name, part in membrane.items() if not _plausible(part)]
     if odd:
         more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""

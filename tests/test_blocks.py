@@ -153,7 +153,7 @@ def test_a_truncated_chunk_costs_its_block_and_is_predicted_once_mended(stack, t
     assert run(stack, tmp_path / "masks") == 1
     said = capsys.readouterr()
     assert "chunk c/1/0/2 cannot be read" in said.err and "4 masks in" in said.out
-    assert "the same command" in said.out
+    assert "the same command" in said.out and "Look at" not in said.out.split("masks")[-1]
     part = read(tmp_path / "masks/stack.zarr")
     whole = read(tmp_path / "whole/stack.zarr")
     assert np.array_equal(part[[0, 1, 4, 5]], whole[[0, 1, 4, 5]])

@@ -8,6 +8,7 @@ from PIL import Image
 import evaluate
 import figures
 import predict
+import results
 import synthetic
 from runs import OUTPUTS
 
@@ -121,3 +122,23 @@ def test_a_huge_slice_is_shown_thinned():
     assert list(views) == ["slice.jpg", "mask.png"]
     for content in views.values():
         assert Image.open(io.BytesIO(content)).size == (50, 2500)
+
+
+def test_a_slice_without_a_picture_of_a_kind_shows_none(tmp_path, browser):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    views = figures.make_views(np.ones((9, 9)), np.zeros((9, 9), np.uint8), np.ones((9, 9), "u1"))
+    shown = []
+    for name, kinds in (("a", list(views)), ("b", ["slice.jpg", "mask.png"])):
+        shown.append(
+            results.write_views(tmp_path, {k: views[k] for k in kinds}, len(shown), name, 1)
+        )
+    figures.write_page(tmp_path / "index.html", shown, "", "")
+    browser.get((tmp_path / "index.html").as_uri())
+    button = browser.find_element(By.XPATH, "//button[text()='probability']")
+    button.click()
+    assert browser.find_element(By.ID, "over").is_displayed()
+    browser.find_element(By.TAG_NAME, "body").send_keys(Keys.ARROW_RIGHT)
+    assert not browser.find_element(By.ID, "over").is_displayed()
+    assert [one for one in browser.get_log("browser") if one["level"] == "SEVERE"] == []
