@@ -40,10 +40,9 @@ def draw_curves(path: Path, history: Sequence[dict]) -> None:
         ("val_v_rand", "val_v_info"),
         ("learning_rate",),
     )
-    titles = "binary cross-entropy", "membrane IoU at 0.5", "V_rand and V_info, best threshold"
-    for axes, columns, title in zip(
-        figure.subplots(1, 4), panels, (*titles, "learning rate"), strict=True
-    ):
+    scores = "V_rand and V_info, best threshold"
+    titles = ("binary cross-entropy", "membrane IoU at 0.5", scores, "learning rate")
+    for axes, columns, title in zip(figure.subplots(1, 4), panels, titles, strict=True):
         for column in columns:
             points = [(row["epoch"], row[column]) for row in history if row[column] is not None]
             if points:
@@ -149,12 +148,12 @@ def make_views(image: np.ndarray, mask: np.ndarray, probability=None, labels=Non
     pictures = {"slice.jpg": Image.fromarray(_grey(thin(image, VIEW)))}
     if probability is not None:
         pictures["probability.jpg"] = Image.fromarray(thin(probability, VIEW))
-    membrane = Image.fromarray((thin(mask, VIEW) == 0).astype(np.uint8), "P")
+    membrane = Image.fromarray((thin(mask, VIEW) == 0).astype(np.uint8))
     membrane.putpalette([0, 0, 0, *MISSED])
     pictures["mask.png"] = membrane
     if labels is not None:
         shown = thin(labels, VIEW)
-        colours = Image.fromarray(np.where(shown, shown % 255 + 1, 0).astype(np.uint8), "P")
+        colours = Image.fromarray(np.where(shown, shown % 255 + 1, 0).astype(np.uint8))
         colours.putpalette(COLOURS)
         pictures["labels.png"] = colours
     views = {}
