@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 PYTHON = "Python 3.11 to 3.13"
 
@@ -77,29 +77,48 @@ def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace, pro
     return 2
 
 
-def import_tensorflow_quietly() -> None:
-    """Imports TensorFlow without its start-up chatter; a failure still shows all it said.
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps the chatter of libraries from the terminal; their failure still shows all they said.
 
-    GPU memory is taken as needed, not all at once; that must be said before anything is computed.
-    The chatter comes from C++ before any log level counts, so the descriptor itself is diverted.
+    Some of it comes from C++ before any log level counts, so the descriptors are diverted.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
-        try:
-            import tensorflow
+    from slices import UserError
 
-            for gpu in tensorflow.config.list_physical_devices("GPU"):
-                tensorflow.config.experimental.set_memory_growth(gpu, True)
+    kept = {}
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        with contextlib.suppress(OSError, AttributeError):  # closed: nothing to keep quiet
+            stream.flush()
+            kept[number] = os.dup(number)
+    with tempfile.TemporaryFile() as said:
+        for number in kept:
+            os.dup2(said.fileno(), number)
+        try:
+            yield
+        except UserError:
+            raise
         except BaseException:
             said.seek(0)
-            os.write(terminal, said.read())
+            os.write(kept.get(2, said.fileno()), said.read())
             raise
         finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)
+            for number, descriptor in kept.items():
+                (sys.stdout, sys.stderr)[number - 1].flush()
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+
+
+def import_tensorflow_quietly() -> None:
+    """Imports TensorFlow without its start-up chatter.
+
+    GPU memory is taken as needed, not all at once; that must be said before anything is computed.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with quiet():
+        import tensorflow
+
+        for gpu in tensorflow.config.list_physical_devices("GPU"):
+            tensorflow.config.experimental.set_memory_growth(gpu, True)
 
 
 def share_cores(most: int | None = None) -> int:

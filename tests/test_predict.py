@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 from conftest import fail_at, write_data_set
+from napari_builtins.io import napari_get_reader
 from PIL import Image
 
 import data
@@ -404,6 +405,11 @@ def test_labels_open_as_imagejs_with_pixel_size_and_a_table_of_cells(tmp_path):
             if name == "stack":
                 assert tiff.imagej_metadata["unit"] == "nm"
                 assert tiff.pages[0].resolution == (0.25, 0.25)
+        path = str(tmp_path / name / f"labels/{name}.tif")
+        ((layer, *_),) = napari_get_reader(path)(path)  # what napari itself opens it with
+        assert layer.dtype == np.uint16 and np.array_equal(layer, labels)
+        left, right = layer[..., :-1], layer[..., 1:]  # 0 lies between any two cells
+        assert not ((left != right) & (left > 0) & (right > 0)).any() and (layer == 0).any()
         table = np.genfromtxt(tmp_path / name / f"labels/{name}.csv", delimiter=",", names=True)
         assert len(table) == sum(len(np.unique(page)) - 1 for page in np.atleast_3d(labels.T).T)
         assert table["area_px"].min() >= 1 and (table["mean_probability"] <= 1).all()
