@@ -1,0 +1,63 @@
+"""Draws README's pictures again: slices of synthetic.py, what predict.py makes of them, its page.
+
+pip install -r requirements/dev.txt      and Chromium with its driver, for the page
+python docs/pictures.py
+"""
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from PIL import Image  # noqa: E402
+from selenium import webdriver  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+
+import predict  # noqa: E402
+import synthetic  # noqa: E402
+
+SEEDS = (1, 2, 3)
+SIDE = 512  # px
+WINDOW = (1000, 640)  # px
+
+
+def main() -> int:
+    """Draws the slices, predicts them, keeps the contact sheet and a look at the page."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, "slices")
+        folder.mkdir()
+        for seed in SEEDS:
+            image = Image.fromarray(synthetic.make_slice(SIDE, SIDE, seed)[0])
+            image.save(folder / f"drawn_{seed}.png")
+        flags = ["--model", "pretrained", "--labels", "--output", f"{scratch}/masks"]
+        if status := predict.main([str(folder), *flags]):
+            return status
+        shutil.copyfile(f"{scratch}/masks/about/contact_sheet.png", HERE / "example.png")
+        photograph(Path(scratch, "masks", "index.html"), HERE / "page.png")
+    return 0
+
+
+def photograph(page: Path, path: Path) -> None:
+    """Writes what a browser shows of a page, the cells over the slice."""
+    options = webdriver.ChromeOptions()
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "hide-scrollbars"):
+        options.add_argument(f"--{flag}")
+    options.binary_location = shutil.which("chromium")
+    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    try:
+        driver.set_window_size(*WINDOW)
+        driver.get(page.as_uri())
+        driver.implicitly_wait(5)
+        driver.find_element(By.XPATH, "//button[text()='labels over slice']").click()
+        script = "document.getElementById('command').textContent = 'python predict.py slices --labels'"
+        driver.execute_script(script)
+        driver.save_screenshot(str(path))
+    finally:
+        driver.quit()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
