@@ -52,8 +52,9 @@ def photograph(page: Path, path: Path) -> None:
         driver.get(page.as_uri())
         driver.implicitly_wait(5)
         driver.find_element(By.XPATH, "//button[text()='labels over slice']").click()
-        script = "document.getElementById('command').textContent = 'python predict.py slices --labels'"
-        driver.execute_script(script)
+        command = driver.find_element(By.ID, "command")
+        typed = "python predict.py slices --labels"  # not this program's own temporary folders
+        driver.execute_script("arguments[0].textContent = arguments[1]", command, typed)
         driver.save_screenshot(str(path))
     finally:
         driver.quit()
