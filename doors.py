@@ -113,6 +113,7 @@ def import_tensorflow_quietly() -> None:
 
     GPU memory is taken as needed, not all at once; that must be said before anything is computed.
     """
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever else the user's Keras is used with
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with quiet():
         import tensorflow

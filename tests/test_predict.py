@@ -382,7 +382,7 @@ def test_a_data_set_without_test_slices_asks_for_a_folder(tmp_path, monkeypatch)
 def test_the_real_command_is_quiet_and_shows_progress(trained, folder, tmp_path):
     command = [sys.executable, "predict.py", folder, "--model", trained / "small"]
     command += ["--output", tmp_path / "masks"]
-    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "KERAS_BACKEND": "torch"}
     answer = subprocess.run(
         list(map(str, command)), cwd=ROOT, capture_output=True, text=True, env=environment
     )
