@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 PYTHON = "Python 3.11 to 3.13"
 
@@ -32,6 +33,18 @@ def fraction(text: str) -> float:
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text!r}")
     return value
+
+
+def text(value: str) -> str:
+    """Returns a flag's text; an empty one, such as of an unset variable, is refused."""
+    if not value.strip():
+        raise argparse.ArgumentTypeError("expected a name, got nothing")
+    return value
+
+
+def path(value: str) -> Path:
+    """Returns a flag's path, `~` resolved; an empty one is refused."""
+    return Path(text(value)).expanduser()
 
 
 def positive(kind: type) -> Callable[[str], int | float]:
@@ -73,6 +86,9 @@ def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace, pro
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read what is printed has gone, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
     print(f"{prog}: error: {message}", file=sys.stderr)
     return 2
 

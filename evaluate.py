@@ -8,7 +8,6 @@ The page beside the masks, index.html, then shows each slice's scores, too.
 
 import argparse
 import sys
-from pathlib import Path
 
 import doors
 
@@ -17,10 +16,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Returns the flags."""
     parser = doors.Parser(prog="evaluate.py", description=__doc__)
     add = parser.add_argument
-    add("predictions", type=Path, metavar="PREDICTIONS", help="folder or stack")
-    add("labels", type=Path, metavar="LABELS", help="folder or stack: 0 = membrane")
+    add("predictions", type=doors.path, metavar="PREDICTIONS", help="folder or stack")
+    add("labels", type=doors.path, metavar="LABELS", help="folder or stack: 0 = membrane")
     add("--threshold", type=doors.fraction, metavar="T", help="on P(interior), for maps")
-    add("--json", type=Path, metavar="FILE", help="also write the scores there")
+    add("--json", type=doors.path, metavar="FILE", help="also write the scores there")
     return parser.parse_args(argv)
 
 

@@ -32,8 +32,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Returns the flags."""
     parser = doors.Parser(prog="export.py", description=__doc__)
     add = parser.add_argument
-    add("run", nargs="?", metavar="RUN", help="as for predict.py --model")
-    add("--output", metavar="FILE", help="default: outputs/RUN with the end of its format")
+    add("run", nargs="?", type=doors.text, metavar="RUN", help="as for predict.py --model")
+    add(
+        "--output",
+        type=doors.path,
+        metavar="FILE",
+        help="default: outputs/RUN with the end of its format",
+    )
     format_help = (
         f"default: %(default)s; litert takes one size, {LITERT_SIDE}x{LITERT_SIDE} px, the others "
         "any that the network's stride divides; openvino also writes a .bin"
@@ -72,7 +77,7 @@ def export(args: argparse.Namespace) -> int:
     name = path.stem
     model = path / "model.keras" if path.is_dir() else path
     network = load_network(model)
-    output = Path(args.output).expanduser() if args.output else runs.OUTPUTS / f"{name}{suffix}"
+    output = args.output or runs.OUTPUTS / f"{name}{suffix}"
     if suffix.startswith(".") and output.suffix != suffix:
         raise UserError(f"{output}: must end in {suffix}; name another --output")
     for taken in (output, output.with_suffix(".bin")):

@@ -222,6 +222,7 @@ def _write_sheet(path: Path, rows: list[list[tuple[str, np.ndarray]]], panel: in
     for row in rows:
         pictures.append([])
         for caption, array in row:
+            caption = " ".join(caption.split())  # a file's name may have lines
             picture = Image.fromarray(np.ascontiguousarray(array))
             picture.thumbnail((panel, panel), Image.Resampling.BOX)
             pictures[-1].append((caption, picture))

@@ -26,11 +26,14 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     An interruption at any moment leaves the old file, or none, never half of one.
     """
-    part = path.with_name(f".part-{os.getpid()}-{path.name}")  # savers go by the suffix
+    end = os.fsdecode(os.fsencode(path.name)[-200:])  # savers go by the suffix; 255 bytes at most
+    part = path.with_name(f".part-{os.getpid()}-{end}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         os.replace(part, path)
+    except BrokenPipeError:  # of the terminal, not of this file
+        raise
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
     finally:

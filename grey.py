@@ -78,12 +78,15 @@ def normaliser(
         deviation: the same.
         invert: whether bright is to become dark.
     """
+    sample = sample.view(np.uint8) if sample.dtype == np.bool_ else sample
     pixels = np.clip(sample, *np.percentile(sample, (1, 99)), dtype=np.float64)
+    unit = 2.0 ** np.frexp(np.abs(pixels).max())[1]  # that squares of any float are numbers; exact
+    pixels /= unit
     centre, spread = pixels.mean(), pixels.std()
     gain = deviation / spread if spread > 1e-9 * abs(centre) else 0.0
     gain = -gain if invert else gain
     dtype = np.float32 if sample.dtype.itemsize <= 2 else np.float64
-    gain, offset = dtype(gain), dtype(mean - gain * centre)
+    gain, offset = dtype(gain / unit), dtype(mean - gain * centre)
 
     def apply(part: np.ndarray) -> np.ndarray:
         part = part.astype(dtype)

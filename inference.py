@@ -6,6 +6,8 @@ stride's grid, give what the whole slice gives; nothing is blended. Beyond the s
 what the network has always seen beyond a tile: nothing, its zero padding.
 """
 
+import json
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +21,7 @@ from grey import resize
 from slices import UserError, first_line
 from unet import quicken, stride_and_radius
 
+MODEL_BYTES = 2**30  # of a model, unpacked; beyond is no network that this program can use
 TILE = 512  # px; slices up to this size are one tile
 TURNS = tuple((turns, flip) for turns in range(4) for flip in (1, -1))  # first: as it is
 
@@ -27,15 +30,29 @@ def load_network(path: Path) -> keras.Model:
     """Loads a saved network, for prediction only.
 
     Raises:
-        UserError: the file is missing, damaged, or not a network from one channel to P(interior).
+        UserError: the file is missing, damaged, too large, or not a network of known layers from
+            one channel to P(interior).
     """
     if not path.is_file():
         raise UserError(f"{path}: no such model; name a run's folder or a .keras file")
     try:
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # zipfile, h5py, Keras: anything
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+            version = json.loads(archive.read("metadata.json"))["keras_version"]
+    except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError):
         raise UserError(
-            f"{path}: cannot be loaded as a Keras model ({first_line(error)})"
+            f"{path}: no .keras file, or one that was cut short; get it again"
+        ) from None
+    if size > MODEL_BYTES:
+        raise UserError(
+            f"{path}: {size:,} bytes when unpacked, over {MODEL_BYTES:,}; is it a model?"
+        )
+    try:
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # h5py, Keras: anything
+        raise UserError(
+            f"{path}: saved by Keras {version}, cannot be loaded by {keras.__version__} "
+            f"({first_line(error)})"
         ) from None
     shapes = [[tuple(tensor.shape) for tensor in side] for side in (model.inputs, model.outputs)]
     if shapes != [[(None, None, None, 1)]] * 2:
@@ -43,6 +60,14 @@ def load_network(path: Path) -> keras.Model:
             f"{path}: its input and output are {shapes[0]} and {shapes[1]}; expected one image of "
             "any size, (None, None, None, 1), and P(interior) of the same shape"
         )
+    if getattr(model.layers[-1], "activation", None) is not keras.activations.sigmoid:
+        raise UserError(f"{path}: its last layer has no sigmoid, so it gives no P(interior)")
+    if not all(np.isfinite(weights).all() for weights in model.get_weights()):
+        raise UserError(f"{path}: some of its weights are no numbers; train it again")
+    try:
+        stride_and_radius(model)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     return model
 
 

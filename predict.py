@@ -30,9 +30,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = doors.Parser(prog="predict.py", description=__doc__)
     add = parser.add_argument
     input_help = "of PNG, TIFF, JPEG or BMP slices, one such file, or a Zarr"
-    add("input", nargs="?", metavar="FOLDER", help=input_help)
-    add("--model", metavar="RUN", help="a run's folder or name in outputs/, or a .keras file")
-    add("--output", metavar="DIR", help="default: a new folder in outputs/masks/")
+    add("input", nargs="?", type=doors.path, metavar="FOLDER", help=input_help)
+    model_help = "a run's folder or name in outputs/, or a .keras file"
+    add("--model", type=doors.text, metavar="RUN", help=model_help)
+    add("--output", type=doors.text, metavar="DIR", help="default: a new folder in outputs/masks/")
     threshold_help = "on P(interior), between 0 and 1; default: the run's own"
     add("--threshold", type=doors.fraction, metavar="T", help=threshold_help)
     plain_help = (
@@ -52,13 +53,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     labels_help = "also number the cells: TIFF labels for Fiji and napari, and a CSV of the cells"
     add("--labels", action="store_true", help=labels_help)
     submission_help = "also write P(interior) as 32-bit pages of one TIFF, as the challenge asked"
-    add("--submission", type=Path, metavar="FILE.tif", help=submission_help)
+    add("--submission", type=doors.path, metavar="FILE.tif", help=submission_help)
     tta_help = "average 8 flips and rotations: better masks, 8 times the work; default: the run's"
     add("--tta", action=argparse.BooleanOptionalAction, help=tta_help)
     zarr_help = "write one OME-Zarr instead of images; always so where the input is a Zarr"
     add("--zarr", action="store_true", help=zarr_help)
     scheduler_help = "of a running Dask cluster, such as tcp://host:8786; implies --zarr"
-    add("--scheduler", metavar="ADDRESS", help=scheduler_help)
+    add("--scheduler", type=doors.text, metavar="ADDRESS", help=scheduler_help)
     dry_help = (
         "only say how a volume would be predicted: blocks, bytes, and how long; implies --zarr"
     )
@@ -94,6 +95,9 @@ def predict(args: argparse.Namespace) -> int:
     )
     if args.threshold is None:
         raise slices.UserError(f"{path}: has no calibrated threshold; give --threshold T")
+    low, high = slices.PIXEL_SIZES
+    if args.pixel_size and not low <= args.pixel_size <= high:
+        raise slices.UserError(f"--pixel-size {args.pixel_size:g}: expected {low} to {high} nm")
     if args.pixel_size and not record.get("pixel_size"):
         raise slices.UserError(
             f"{path}: does not know the pixel size it was trained at; leave out --pixel-size, or "
@@ -106,7 +110,7 @@ def predict(args: argparse.Namespace) -> int:
         print("Note: trained on synthetic slices, to try this program; it knows nothing of tissue")
     dtype, device = unet.choose_dtype()
     predictor = Predictor(unet.with_dtype(network, dtype), args.tta, workers=workers)
-    args.input = Path(args.input).expanduser() if args.input else _test_slices(record)
+    args.input = args.input or _test_slices(record)
     about = {
         "finished": False,
         "input": str(args.input),
@@ -143,6 +147,7 @@ def _predict_files(args, predictor, workers: int, record: dict, about: dict, dev
     about["input_state"] = _fingerprint([one.file for one in sources])
     folder = _claim_output(args.output, args.input, about)
     print(f"Device: {device}\nMasks: {runs.shown(folder)}", flush=True)
+    _note_left_out(args.input)
     began = time.monotonic()
     total = sum(one.pages for one in sources)
     recipe = Recipe(
@@ -265,6 +270,19 @@ def _predict_volume(
     else:
         print("Note: once that is mended, the same command does the rest")
     return report(folder, membrane, failed, seconds)
+
+
+def _note_left_out(folder: Path) -> None:
+    """Says which files of a folder are not taken for slices."""
+    import slices
+
+    if not folder.is_dir():
+        return
+    others = sorted(path.name for path in folder.iterdir() if not path.is_dir())
+    others = [name for name in others if name[0] != "." and not slices.is_image(name)]
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        print(f"Note: left out, no slices by their names: {', '.join(others[:3])}{more}")
 
 
 def _choose(total: int, count: int) -> list[int]:

@@ -181,7 +181,7 @@ def report(folder: Path, membrane: dict[str, float], failed: list[str], seconds:
             "dark membranes on bright cells, near 4 nm per pixel?"
         )
     for line in failed:
-        print(f"predict.py: error: {line}", file=sys.stderr)
+        print(f"predict.py: error: {' '.join(line.split())}", file=sys.stderr)
     if not failed:
         return 0
     return 1 if membrane else 2

@@ -1,6 +1,7 @@
 """A run: the folder that one training leaves behind, and which one predicts."""
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -57,6 +58,8 @@ def read_run(folder: Path) -> dict:
         record = json.loads(path.read_text(encoding="utf-8"))
         newer = record["format"] > FORMAT
         record["finished"], record["synthetic"], record["flags"]
+        if not newer:
+            _check_numbers(record)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); is {folder} a run?") from None
     except (ValueError, TypeError, KeyError):
@@ -118,6 +121,18 @@ def describe_versions() -> dict[str, str | None]:
         "keras": keras.__version__,
         "commit": _git_commit(),
     }
+
+
+def _check_numbers(record: dict) -> None:
+    """Raises if what a prediction takes from a record is not what it must be."""
+    for key in ("threshold", "threshold_without_tta"):
+        if not 0 < record.get(key, 0.5) < 1:
+            raise ValueError(key)
+    if not 0 < (record.get("pixel_size") or 1.0) < math.inf:
+        raise ValueError("pixel_size")
+    for value in record.get("scaling", {}).values():
+        if not math.isfinite(value):
+            raise ValueError("scaling")
 
 
 def _new_folder(path: Path) -> Path:

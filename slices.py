@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import imagecodecs
 import numpy as np
 import tifffile
-from PIL import Image
+from PIL import ExifTags, Image
 
 INTERIOR = 255
 TIFF_SUFFIXES = {".tif", ".tiff"}
@@ -52,6 +52,11 @@ def is_zarr(path: Path) -> bool:
     return any((path / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup"))
 
 
+def is_image(name: str) -> bool:
+    """Tells by its name whether a file is taken for slices."""
+    return Path(name).suffix.lower() in SUFFIXES
+
+
 def list_images(folder: Path) -> list[Path]:
     """Returns the image files directly in `folder`, in natural order, hidden ones left out.
 
@@ -59,10 +64,11 @@ def list_images(folder: Path) -> list[Path]:
         UserError: there is no such folder, or it holds no image.
     """
     try:
-        files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
+        files = [path for path in folder.iterdir() if is_image(path.name)]
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed ({error.strerror}); name a folder") from None
-    files = [path for path in files if not path.name.startswith(".") and path.is_file()]
+    files = [path for path in files if not path.name.startswith(".")]
+    files = [path for path in files if path.is_file() or not path.exists()]  # or a link to nothing
     if not files:
         kinds = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
         raise UserError(f"{folder}: no image in this folder; put slices there ({kinds})")
@@ -71,6 +77,8 @@ def list_images(folder: Path) -> list[Path]:
 
 def count_pages(path: Path, max_pixels: int = MAX_PIXELS) -> int:
     """Returns how many slices `path` holds: the pages of a TIFF, otherwise 1."""
+    with _reading(path):
+        path.stat()  # a link may lead nowhere
     if path.suffix.lower() not in TIFF_SUFFIXES:
         return 1
     with _reading(path), _open_tiff(path) as tiff:
@@ -172,7 +180,14 @@ def _read_picture(path: Path, max_pixels: int, wanted: slice) -> Iterator[np.nda
     Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is that of photographs
     with _reading(path), Image.open(path) as picture:
         _check_size(path, picture.size, max_pixels)
-        if picture.format == "PNG":  # of which Pillow drops the low bytes of 16-bit colour
+        if getattr(picture, "n_frames", 1) > 1:
+            raise UnreadableError(f"{path}: has {picture.n_frames} frames; save them as a TIFF")
+        if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            raise UnreadableError(
+                f"{path}: is marked as turned (EXIF); save it as it shall be seen"
+            )
+        interlaced = picture.info.get("interlace")  # which imagecodecs grumbles at
+        if picture.format == "PNG" and not interlaced:  # Pillow drops the low bytes of deep colour
             image = imagecodecs.png_decode(path.read_bytes())
         else:
             grey = picture.mode in ("1", "L", "I;16", "I", "F")

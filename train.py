@@ -27,9 +27,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Returns the flags; tunables have their defaults here and nowhere else."""
     parser = doors.Parser(prog="train.py", description=__doc__)
     add = parser.add_argument
-    add("--data", default="kaggle", help="kaggle, synthetic, or a folder; default: %(default)s")
+    add(
+        "--data",
+        type=doors.text,
+        default="kaggle",
+        help="kaggle, synthetic, or a folder; default: %(default)s",
+    )
     init_help = "start from this run's weights, filters and dilation; a name in outputs/ or a path"
-    add("--init", metavar="RUN", help=init_help)
+    add("--init", type=doors.text, metavar="RUN", help=init_help)
     epochs_help = (
         f"of {TILES_PER_EPOCH} tiles; default: {EPOCHS} ({EPOCHS_SYNTHETIC} on synthetic, "
         f"{EPOCHS_INIT} with --init)"
@@ -68,8 +73,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="of all random choices; default: %(default)s",
     )
-    add("--output", metavar="DIR", help="the run's folder; default: a new one in outputs/")
-    add("--resume", metavar="RUN", help="go on with this run, with its own flags")
+    add(
+        "--output",
+        type=doors.text,
+        metavar="DIR",
+        help="the run's folder; default: a new one in outputs/",
+    )
+    add("--resume", type=doors.text, metavar="RUN", help="go on with this run, with its own flags")
     args = parser.parse_args(argv)
     if args.filters and len(args.filters) < 2:
         parser.error("--filters: expected two numbers or more, the last one for the bridge")

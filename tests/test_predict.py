@@ -73,7 +73,9 @@ def test_plain_masks_are_the_threshold_and_nothing_else(outputs, folder, tmp_pat
 
 def test_a_network_that_cannot_be_used_leaves_no_folder_behind(folder, tmp_path, capsys):
     image = keras.Input((None, None, 1))
-    keras.Model(image, keras.layers.Conv2D(1, 3)(image)).save(tmp_path / "valid.keras")
+    keras.Model(image, keras.layers.Conv2D(1, 3, activation="sigmoid")(image)).save(
+        tmp_path / "valid.keras"
+    )
     flags = ["--model", tmp_path / "valid.keras", "--threshold", 0.5]
     assert run(folder, *flags, "--output", tmp_path / "masks") == 2
     assert "cannot tile such a network" in capsys.readouterr().err
