@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import math
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -68,12 +69,15 @@ def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace, pro
     Returns:
         The exit status: what `work` returns (0 = all done, 1 = part of it), 2 when it was refused.
     """
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no fault
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     if sys.version_info < (3, 11):  # noqa: UP036 whoever has an older one learns it
         print(f"{prog}: error: needs {PYTHON}, this is {sys.version.split()[0]}", file=sys.stderr)
         return 2
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     try:
         from slices import UserError
 
@@ -87,10 +91,26 @@ def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace, pro
         print(f"{prog}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read what is printed has gone, such as head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _discard_output()
         return 141
+    except OSError as error:  # of the machine, where no file is to blame
+        message = f"{error.filename or 'cannot go on'}: {error.strerror or error}"
+        _discard_output()
     print(f"{prog}: error: {message}", file=sys.stderr)
     return 2
+
+
+def _open_closed_streams() -> None:
+    """Opens standard streams that are closed, else the next files would take their numbers."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+
+
+def _discard_output() -> None:
+    """Lets nothing that is still to be printed fail at the end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
@@ -101,11 +121,10 @@ def quiet() -> Iterator[None]:
     """
     from slices import UserError
 
-    kept = {}
-    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
-        with contextlib.suppress(OSError, AttributeError):  # closed: nothing to keep quiet
-            stream.flush()
-            kept[number] = os.dup(number)
+    streams = {1: sys.stdout, 2: sys.stderr}
+    for stream in streams.values():
+        stream.flush()
+    kept = {number: os.dup(number) for number in streams}
     with tempfile.TemporaryFile() as said:
         for number in kept:
             os.dup2(said.fileno(), number)
@@ -115,11 +134,11 @@ def quiet() -> Iterator[None]:
             raise
         except BaseException:
             said.seek(0)
-            os.write(kept.get(2, said.fileno()), said.read())
+            os.write(kept[2], said.read())
             raise
         finally:
             for number, descriptor in kept.items():
-                (sys.stdout, sys.stderr)[number - 1].flush()
+                streams[number].flush()
                 os.dup2(descriptor, number)
                 os.close(descriptor)
 

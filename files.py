@@ -77,7 +77,7 @@ def writing_labels(
         pixel_size: nm, or None.
     """
     imagej = largest < 2**16
-    dtype = np.uint16 if imagej else np.uint32
+    dtype = np.dtype(np.uint16 if imagej else np.uint32)
     known = {"metadata": {"axes": "ZYX" if shape[0] > 1 else "YX"}} if imagej else {}
     if pixel_size and imagej:
         known["metadata"]["unit"] = "nm"
@@ -89,14 +89,11 @@ def writing_labels(
         }
     with whole_file(path) as part:
         shape = shape if shape[0] > 1 else shape[1:]
-        pages = tifffile.memmap(part, shape=shape, dtype=dtype, imagej=imagej, **known)
-        places = iter(pages if len(shape) == 3 else [pages])
-
-        def write(page: np.ndarray) -> None:
-            next(places)[:] = page
-
-        yield write
-        pages.flush()
+        options = {"photometric": "minisblack", "imagej": imagej, "byteorder": ">", **known}
+        place, _ = tifffile.imwrite(part, shape=shape, dtype=dtype, returnoffset=True, **options)
+        with open(part, "r+b") as file:  # no map of it: a full disk would end the program
+            file.seek(place)
+            yield lambda page: file.write(page.astype(dtype.newbyteorder(">")).tobytes())
 
 
 @contextlib.contextmanager

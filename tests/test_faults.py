@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -9,9 +11,12 @@ import sys
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import zarr
+from conftest import write_data_set
+from PIL import Image
 
 import predict
 import synthetic
@@ -31,9 +36,14 @@ def stack(tmp_path_factory):
     return folder / "stack.zarr", read(folder / "masks")
 
 
+def door(name, *args):
+    """Returns the command line of a door."""
+    return [sys.executable, str(ROOT / f"{name}.py"), *map(str, args)]
+
+
 def command(source, output, *flags):
-    flags = ["--model", ROOT / "outputs/pretrained", "--output", output, *flags]
-    return [sys.executable, str(ROOT / "predict.py"), str(source), *map(str, flags)]
+    model = ("--model", ROOT / "outputs/pretrained")
+    return door("predict", source, *model, "--output", output, *flags)
 
 
 def read(masks):
@@ -157,5 +167,217 @@ def test_a_full_disk_is_said_and_what_was_done_is_kept(stack, tmp_path):
         again = subprocess.run(command(source, disk / "masks"), capture_output=True, text=True)
         assert again.returncode == 0 and "Going on" in again.stdout, again.stderr
         assert np.array_equal(read(disk / "masks"), whole)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+KILLS = 20
+
+
+def kill_at_random(args, longest, seed):
+    """Starts a command and kills it after a random time, if it has not ended by then."""
+    process = start(*args)
+    try:
+        process.communicate(timeout=random.Random(seed).uniform(0.1, longest))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+    return process.returncode
+
+
+def contents(folder, *patterns):
+    """Returns the content of files by their paths in a folder."""
+    paths = [path for pattern in patterns for path in folder.glob(pattern)]
+    paths = [path for path in paths if not path.name.startswith(".part-")]  # of the killed
+    return {path.relative_to(folder): path.read_bytes() for path in paths}
+
+
+def finish(args):
+    """Runs a command to its end and checks that all is well."""
+    answer = subprocess.run(args, capture_output=True, text=True)
+    assert answer.returncode == 0 and answer.stderr == "", answer.stderr
+    return answer.stdout
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A folder of slices, and the undisturbed masks and labels of it."""
+    root = tmp_path_factory.mktemp("many")
+    (root / "slices").mkdir()
+    for seed in range(60):
+        picture = Image.fromarray(synthetic.make_slice(200, 216, seed)[0])
+        picture.save(root / "slices" / f"{seed}.png")
+    began = time.monotonic()
+    finish(command(root / "slices", root / "masks", "--labels", "--probability"))
+    masks = contents(root / "masks", "*.png", "labels/*", "probability/*", "index.html")
+    assert len(masks) == 241
+    return root / "slices", masks, time.monotonic() - began
+
+
+def test_a_prediction_killed_twenty_times_ends_like_an_undisturbed_one(many, tmp_path):
+    source, whole, seconds = many
+    whole = {name: content for name, content in whole.items() if name.name != "index.html"}
+    masks, killed = tmp_path / "masks", 0
+    args = command(source, masks, "--labels", "--probability")
+    for seed in range(5 * KILLS):
+        status = kill_at_random(args, seconds, seed)
+        assert status <= 0
+        killed += status < 0
+        known = contents(masks, "*.png", "labels/*", "probability/*")
+        assert all(whole[name] == content for name, content in known.items())
+        if status == 0:
+            assert known == whole
+            shutil.rmtree(masks)
+        if killed == KILLS:
+            break
+    assert killed == KILLS
+    finish(args)
+    assert contents(masks, "*.png", "labels/*", "probability/*") == whole
+
+
+def weights(run):
+    return keras.saving.load_model(run / "model.keras", compile=False).get_weights()
+
+
+def test_a_training_killed_twenty_times_ends_like_an_undisturbed_one(tmp_path):
+    data = write_data_set(tmp_path / "set")
+    flags = ["--epochs", 12, "--filters", 2, 2, "--batch-size", 16, "--seed", 3, "--data", data]
+    began = time.monotonic()
+    finish(door("train", *flags, "--output", tmp_path / "whole"))
+    seconds, run, killed, resumed = time.monotonic() - began, tmp_path / "run", 0, 0
+    whole = weights(tmp_path / "whole")
+    for seed in range(5 * KILLS):
+        if (run / "checkpoint.npz").exists():
+            args = door("train", "--resume", run)
+            resumed += 1
+        else:  # it had done no epoch, or all: nothing is lost by starting again
+            shutil.rmtree(run, ignore_errors=True)
+            args = door("train", *flags, "--output", run)
+        status = kill_at_random(args, seconds, seed)
+        assert status <= 0
+        killed += status < 0
+        if status == 0:
+            assert all(map(np.array_equal, weights(run), whole))
+        if killed == KILLS:
+            break
+    assert killed == KILLS and resumed >= 5
+    if (run / "checkpoint.npz").exists():
+        finish(door("train", "--resume", run))
+        assert all(map(np.array_equal, weights(run), whole))
+
+
+@pytest.mark.parametrize("end, kills", [("zip", 6), ("onnx", KILLS - 6)])
+def test_an_export_killed_twenty_times_leaves_a_whole_file_or_none(tmp_path, end, kills):
+    path, killed = tmp_path / f"network.{end}", 0
+    kind = {"zip": "bioimageio"}.get(end, end)
+    args = door("export", "pretrained", "--format", kind, "--output", path)
+    began = time.monotonic()
+    finish(args)
+    seconds, size = time.monotonic() - began, path.stat().st_size
+    for seed in range(5 * kills):
+        path.unlink(missing_ok=True)
+        status = kill_at_random(args, seconds, seed)
+        killed += status < 0
+        assert path.exists() or status < 0
+        assert not path.exists() or abs(path.stat().st_size - size) < 2000
+        if killed == kills:
+            break
+    path.unlink(missing_ok=True)
+    assert killed == kills
+    finish(args)
+
+
+ENVIRONMENTS = {
+    "no HOME": ("env -u HOME", 0),
+    "a HOME that cannot be written": ("env HOME=/proc/none", 0),
+    "LANG=C": ("env LC_ALL=C PYTHONCOERCECLOCALE=0 PYTHONUTF8=0", 0),
+    "no TMPDIR": ("env TMPDIR=/none", 0),
+    "closed stdout": (">&-", 0),
+    "closed stderr": ("2>&-", 0),
+    "all closed": ("<&- >&- 2>&-", 0),
+    "head": ("| head -n 1", 141),
+    "a full log": ("> /dev/full", 2),
+    "another Keras": ("env KERAS_BACKEND=jax TF_USE_LEGACY_KERAS=1", 0),
+}
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_a_prediction_needs_no_certain_environment(tmp_path, name):
+    for picture in ("a", "bé☃"):
+        image = Image.fromarray(synthetic.make_slice(60, 70, 3)[0])
+        (tmp_path / "slices").mkdir(exist_ok=True)
+        image.save(tmp_path / "slices" / f"{picture}.png")
+    setting, expected = ENVIRONMENTS[name]
+    args = " ".join(command("slices", "masks", "--no-tta", "--labels"))
+    line = f"{setting} {args}" if setting.startswith("env") else f"{args} {setting}"
+    line = f"set -o pipefail; {line}"
+    answer = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True)
+    assert answer.returncode == expected, answer.stderr
+    assert b"Traceback" not in answer.stderr and len(answer.stderr.splitlines()) <= 1
+    if expected == 0:
+        assert answer.stderr == b""
+        made = {path.name for path in (tmp_path / "masks").glob("*.png")}
+        assert made == {"a.png", "bé☃.png"}
+    finish([*command(tmp_path / "slices", tmp_path / "again", "--no-tta")])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_prediction_in_one_line_and_it_goes_on_later(many, tmp_path, number):
+    source, whole, _ = many
+    process = subprocess.Popen(command(source, tmp_path / "masks", "--labels", "--probability"),
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+    wait_for(lambda: len(list((tmp_path / "masks").glob("*.png"))) >= 3, process)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and said == b"predict.py: interrupted\n"
+    assert not [path for path in (tmp_path / "masks").rglob("*") if path.name.startswith(".part")]
+    said = finish(command(source, tmp_path / "masks", "--labels", "--probability"))
+    assert "Going on" in said
+    again = contents(tmp_path / "masks", "*.png", "labels/*", "probability/*")
+    assert again == {name: one for name, one in whole.items() if name.name != "index.html"}
+
+
+def test_two_predictions_and_two_trainings_at_once_do_not_meet(many, tmp_path):
+    source, whole, _ = many
+    clone = tmp_path / "clone"
+    ignore = shutil.ignore_patterns(".git", "quality", "masks", "__pycache__")
+    shutil.copytree(ROOT, clone, ignore=ignore)
+    data = write_data_set(tmp_path / "set")
+    train = [sys.executable, "train.py", "--data", data, "--epochs", 1, "--filters", 2, 2]
+    guess = [sys.executable, "predict.py", source, "--model", "pretrained", "--labels"]
+    processes = [
+        subprocess.Popen([*map(str, args)], cwd=clone, stdout=subprocess.PIPE, text=True)
+        for args in (train, train, guess, guess)
+    ]
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, said
+    runs = [path.parent for path in (clone / "outputs").glob("2*/run.json")]
+    assert len(runs) == 2
+    for one, other in zip(weights(runs[0]), weights(runs[1]), strict=True):
+        assert np.array_equal(one, other)  # the same seed
+    for folder in (clone / "outputs/masks").iterdir():
+        masks = contents(folder, "*.png", "labels/*")
+        assert masks == {name: whole[name] for name in masks} and len(masks) == 180
+
+
+@pytest.mark.parametrize("size", ["40k", "200k", "600k", "1200k"])
+def test_a_disk_that_fills_up_costs_nothing_that_was_done(many, tmp_path, size):
+    source, whole, _ = many
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("may not mount a small disk")
+    try:
+        args = command(source, disk / "masks", "--labels", "--probability")
+        full = subprocess.run(args, capture_output=True, text=True)
+        assert full.returncode == 2 and len(full.stderr.splitlines()) == 1, full.stderr
+        assert "No space left on device" in full.stderr
+        known = contents(disk / "masks", "*.png", "labels/*", "probability/*")
+        assert all(whole[name] == content for name, content in known.items())
+        subprocess.run(["mount", "-o", "remount,size=60m", str(disk)], check=True)
+        assert "Going on" in finish(args) or size == "40k"
+        again = contents(disk / "masks", "*.png", "labels/*", "probability/*")
+        assert again == {name: one for name, one in whole.items() if name.name != "index.html"}
     finally:
         subprocess.run(["umount", str(disk)], check=True)
