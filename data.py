@@ -4,9 +4,11 @@
 by looking; "synthetic" draws slices.
 """
 
+import contextlib
 import re
+import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +30,7 @@ LAYOUTS = (  # images, labels, test images; relative to the data set's root
     ("train/image", "train/label", "test"),
     ("image", "label", "test"),
 )
+UNPACKED_BYTES = 2**31  # of the data set, at most; ISBI-2012 has 3e7
 PIXEL_SIZE = 4.0  # nm, of ISBI-2012
 FITS = 0.1  # of the grey scale, by which cells are brighter than membrane where a label fits
 MARKER = "SYNTHETIC.txt"  # in the root of a data set drawn by `synthetic`
@@ -97,7 +100,9 @@ def find_data_set(source: str | None, drawn: Path) -> DataSet:
         UserError: it cannot be had, or no known layout is in it.
     """
     if source in (None, "kaggle"):
-        return _look(_download(), "kaggle")
+        root = _download()
+        with _forgotten_if_refused("kaggle"):
+            return _look(root, "kaggle")
     if source == "synthetic":
         if not (drawn / MARKER).exists():
             _draw(drawn)
@@ -112,36 +117,11 @@ def load_pairs(data_set: DataSet) -> Pairs:
     """Reads all labelled slices and checks that images and labels belong together.
 
     Raises:
-        UserError: their number, names or sizes differ, or a label is not binary.
+        UserError: their number, names or sizes differ, or a label is not binary, inverted, or
+            another slice's.
     """
-    images = list(slices.read_named(data_set.images))
-    labels = list(slices.read_named(data_set.labels))
-    if len(images) != len(labels):
-        raise UserError(
-            f"{data_set.images} has {len(images)} slices and {data_set.labels} has {len(labels)}; "
-            "every slice needs its label"
-        )
-    pairs = Pairs([], [], [])
-    for (name, image), (label_name, label) in zip(images, labels, strict=True):
-        if data_set.images.is_dir() and name != label_name:
-            raise UserError(
-                f"{data_set.images / name} has no label of that name in {data_set.labels} "
-                f"(found {label_name}); give both the same name"
-            )
-        if image.shape[:2] != label.shape[:2]:
-            raise UserError(
-                f"{data_set.images / name}: a slice of {_size(image)} px with a label of "
-                f"{_size(label)} px; both must have the same size"
-            )
-        pairs.names.append(name)
-        pairs.images.append(grey.normalise(image))
-        pairs.labels.append(grey.to_interior(label, str(data_set.labels / label_name)))
-    if not any(label.any() for label in pairs.labels) or all(map(np.all, pairs.labels)):
-        raise UserError(
-            f"{data_set.labels}: one class in all labels; expected 0 = membrane, 255 = interior"
-        )
-    _check_fit(pairs, data_set.labels)
-    return pairs
+    with _forgotten_if_refused(data_set.source):
+        return _load_pairs(data_set)
 
 
 def split(pairs: Pairs, val_slices: str | None = None) -> tuple[Pairs, Pairs]:
@@ -185,6 +165,38 @@ def split(pairs: Pairs, val_slices: str | None = None) -> tuple[Pairs, Pairs]:
     return training, validation
 
 
+def _load_pairs(data_set: DataSet) -> Pairs:
+    """Reads and checks all labelled slices."""
+    images = list(slices.read_named(data_set.images))
+    labels = list(slices.read_named(data_set.labels))
+    if len(images) != len(labels):
+        raise UserError(
+            f"{data_set.images} has {len(images)} slices and {data_set.labels} has {len(labels)}; "
+            "every slice needs its label"
+        )
+    pairs = Pairs([], [], [])
+    for (name, image), (label_name, label) in zip(images, labels, strict=True):
+        if data_set.images.is_dir() and name != label_name:
+            raise UserError(
+                f"{data_set.images / name} has no label of that name in {data_set.labels} "
+                f"(found {label_name}); give both the same name"
+            )
+        if image.shape[:2] != label.shape[:2]:
+            raise UserError(
+                f"{data_set.images / name}: a slice of {_size(image)} px with a label of "
+                f"{_size(label)} px; both must have the same size"
+            )
+        pairs.names.append(name)
+        pairs.images.append(grey.normalise(image))
+        pairs.labels.append(grey.to_interior(label, str(data_set.labels / label_name)))
+    if not any(label.any() for label in pairs.labels) or all(map(np.all, pairs.labels)):
+        raise UserError(
+            f"{data_set.labels}: one class in all labels; expected 0 = membrane, 255 = interior"
+        )
+    _check_fit(pairs, data_set.labels)
+    return pairs
+
+
 def _check_fit(pairs: Pairs, where: Path) -> None:
     """Refuses labels that are inverted or another slice's: what they call membrane must show.
 
@@ -226,11 +238,12 @@ def _contrast(image: np.ndarray, label: np.ndarray) -> float:
 
 def _download() -> Path:
     """Returns the folder of ISBI-2012 in kagglehub's cache; asks the network only without one."""
-    home = Path(get_cache_folder(), "datasets", HANDLE)
+    home = _cache()
     cached = [path.stem for path in home.glob("*.complete")]
     handle = f"{HANDLE}/versions/{max(cached, key=int)}" if cached else HANDLE
     try:
-        return Path(kagglehub.dataset_download(handle))
+        with _limit_unpacking():
+            return Path(kagglehub.dataset_download(handle))
     except requests.ConnectionError:
         reason = "no connection to it"
     except requests.RequestException as error:  # what has arrived is kept: the next try goes on
@@ -240,6 +253,42 @@ def _download() -> Path:
         for archive in home.glob("*.archive"):  # kagglehub would append the next try to it
             archive.unlink()
     raise UserError(f"{HANDLE} cannot be downloaded from Kaggle ({reason}); {BY_HAND}")
+
+
+def _cache() -> Path:
+    """Returns where kagglehub keeps the data set, its archives and its marks of completeness."""
+    return Path(get_cache_folder(), "datasets", HANDLE)
+
+
+@contextlib.contextmanager
+def _forgotten_if_refused(source: str) -> Iterator[None]:
+    """Lets the next command download the data set again if what Kaggle sent is refused."""
+    try:
+        yield
+    except UserError as error:
+        if source != "kaggle":
+            raise
+        for mark in _cache().glob("*.complete"):
+            mark.unlink()
+        raise UserError(f"{error}; the next try downloads it again, or {BY_HAND}") from None
+
+
+@contextlib.contextmanager
+def _limit_unpacking() -> Iterator[None]:
+    """Lets zipfile unpack no more than there can be; kagglehub would unpack anything."""
+    unpack = zipfile.ZipFile.extractall
+
+    def check(archive: zipfile.ZipFile, *args, **kwargs):
+        size = sum(member.file_size for member in archive.infolist())
+        if size > UNPACKED_BYTES:
+            raise ValueError(f"an archive of {size:,} bytes when unpacked, over {UNPACKED_BYTES:,}")
+        return unpack(archive, *args, **kwargs)
+
+    zipfile.ZipFile.extractall = check
+    try:
+        yield
+    finally:
+        zipfile.ZipFile.extractall = unpack
 
 
 def _draw(folder: Path) -> None:

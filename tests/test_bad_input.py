@@ -20,6 +20,7 @@ from PIL import Image
 
 import evaluate
 import export
+import inference
 import predict
 import synthetic
 import train
@@ -319,7 +320,7 @@ MODELS = {
     "text": (lambda: b"hello", "no .keras file"),
     "nothing": (lambda: b"", "no .keras file"),
     "another zip": (lambda: repack(lambda members: {"a.txt": b"x"}), "no .keras file"),
-    "a bomb": (lambda: repack(lambda m: m | {"b": bytes(2**30)}), "when unpacked, over"),
+    "a bomb": (lambda: repack(lambda m: m | {"b": bytes(2 * 10**7)}), "when unpacked, over"),
     "of a newer Keras": (lambda: repack(by_newer), "saved by Keras 93."),
     "code": (lambda: model_of(layers.Lambda(lambda x: x), sigmoid()), "Lambda"),
     "two inputs": (two_inputs, "expected one image"),
@@ -332,7 +333,10 @@ MODELS = {
 
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.filterwarnings("ignore:Keras:UserWarning")
-def test_a_model_that_cannot_be_trusted_is_refused(trained, folder, tmp_path, capsys, kind):
+def test_a_model_that_cannot_be_trusted_is_refused(
+    trained, folder, tmp_path, monkeypatch, capsys, kind
+):
+    monkeypatch.setattr(inference, "MODEL_BYTES", 10**7)
     make, words = MODELS[kind]
     shutil.copytree(trained / "small", tmp_path / "run")
     made, path = make(), tmp_path / "run/model.keras"
