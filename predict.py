@@ -113,7 +113,7 @@ def predict(args: argparse.Namespace) -> int:
     args.input = args.input or _test_slices(record)
     about = {
         "finished": False,
-        "input": str(args.input),
+        "input": str(args.input.resolve()),
         "model": runs.shown(path),
         "model_sha256": hashlib.sha256(model_path.read_bytes()).hexdigest(),
         "model_is_synthetic": record.get("synthetic", False),
@@ -321,10 +321,11 @@ def _claim_output(wanted: str | None, source: Path, about: dict) -> Path:
     if source.is_dir() and path.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{path}: lies in the input folder; name another --output")
     try:
-        if json.loads((path / runs.ABOUT / "prediction.json").read_text("utf-8")) == about:
+        known = json.loads((path / runs.ABOUT / "prediction.json").read_text("utf-8"))
+        if known | {"model": about["model"]} == about:  # its hash says which, its path from where
             print(f"Going on with the unfinished masks in {runs.shown(path)}")
             return path
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         pass
     folder = runs.make_folder(wanted, default)
     write_json(folder / runs.ABOUT / "prediction.json", about)
