@@ -79,9 +79,11 @@ def normaliser(
         invert: whether bright is to become dark.
     """
     sample = sample.view(np.uint8) if sample.dtype == np.bool_ else sample
+    unit = 1.0
+    if sample.dtype.kind == "f":  # a power of two, so nothing is rounded, by which none overflows
+        unit = 2.0 ** min(int(np.frexp(np.abs(sample).max())[1]), 1023)
+        sample = sample / unit
     pixels = np.clip(sample, *np.percentile(sample, (1, 99)), dtype=np.float64)
-    unit = 2.0 ** np.frexp(np.abs(pixels).max())[1]  # that squares of any float are numbers; exact
-    pixels /= unit
     centre, spread = pixels.mean(), pixels.std()
     gain = deviation / spread if spread > 1e-9 * abs(centre) else 0.0
     gain = -gain if invert else gain
