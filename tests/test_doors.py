@@ -7,7 +7,7 @@ import pytest
 import doors
 
 ROOT = Path(doors.__file__).parent
-DOORS = ["train", "predict", "evaluate"]
+DOORS = ["train", "predict", "evaluate", "export"]
 
 
 @pytest.mark.parametrize("door", DOORS)

@@ -385,3 +385,28 @@ def test_a_disk_that_fills_up_costs_nothing_that_was_done(many, tmp_path, size):
         assert again == {name: one for name, one in whole.items() if name.name != "index.html"}
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_twenty_thousand_slices_take_no_more_than_the_first_thousand(tmp_path):
+    folder, masks = tmp_path / "slices", tmp_path / "masks"
+    folder.mkdir()
+    drawn = [synthetic.make_slice(64, 64, seed)[0] for seed in range(50)]
+    for number in range(20_000):
+        name = folder / f"{number:05d}.png"
+        Image.fromarray(np.roll(drawn[number % 50], number // 50, axis=1)).save(name)
+    process = subprocess.Popen(command(folder, masks, "--no-tta"), stdout=subprocess.DEVNULL)
+    rows = []
+    while process.poll() is None:
+        with contextlib.suppress(OSError, StopIteration):  # it may just have ended
+            status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            memory = next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
+            files = len(os.listdir(f"/proc/{process.pid}/fd"))
+            rows.append((len(list(masks.glob("*.png"))), memory, files))
+        time.sleep(1)
+    assert process.returncode == 0 and len(list(masks.glob("*.png"))) == 20_000
+    early = [row for row in rows if 1000 <= row[0] < 6000]
+    late = [row for row in rows if 15_000 <= row[0] < 20_000]
+    assert early and late
+    for column, growth in ((1, 1.05), (2, 1.0)):
+        first, last = (np.median([row[column] for row in part]) for part in (early, late))
+        assert last <= growth * first + (2 if column == 2 else 0), rows

@@ -1,7 +1,6 @@
 import keras
 import numpy as np
 import pytest
-from keras import layers
 
 import data
 import metrics
@@ -9,7 +8,6 @@ import runs
 import unet
 from inference import Predictor, load_network
 from masks import to_mask
-from slices import UserError
 
 RNG = np.random.default_rng(0)
 
@@ -109,32 +107,3 @@ def test_bfloat16_gives_the_masks_of_float32(isbi, tmp_path):
         scores.append([metrics.score_segmentation(label, mask)["v_rand"] for mask in masks])
     assert 0 < np.mean(differences) < 0.0015
     assert abs(np.diff(np.mean(scores, axis=0))[0]) < 0.003
-
-
-def two_inputs():
-    inputs = [keras.Input((None, None, 1)) for _ in range(2)]
-    return keras.Model(inputs, layers.Add()(inputs))
-
-
-def three_channels():
-    image = keras.Input((None, None, 3))
-    return keras.Model(image, layers.Conv2D(1, 1)(image))
-
-
-@pytest.mark.parametrize("build", [two_inputs, three_channels])
-def test_a_model_of_another_kind_is_refused(tmp_path, build):
-    build().save(tmp_path / "other.keras")
-    with pytest.raises(UserError, match="expected one image of any size"):
-        load_network(tmp_path / "other.keras")
-
-
-@pytest.mark.parametrize("fault", ["missing", "text", "truncated"])
-def test_a_file_that_is_no_model_is_named(tmp_path, fault):
-    path = tmp_path / "broken.keras"
-    unet.build_unet((2, 2)).save(path)
-    whole = path.read_bytes()
-    path.write_bytes(b"weights" if fault == "text" else whole[: len(whole) // 2])
-    if fault == "missing":
-        path.unlink()
-    with pytest.raises(UserError, match=r"broken\.keras"):
-        load_network(path)

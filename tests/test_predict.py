@@ -345,16 +345,6 @@ def test_the_newest_finished_run_on_real_slices_is_the_default(tmp_path, monkeyp
         runs.find_run("other")
 
 
-@pytest.mark.parametrize("content, words", [
-    ("{", "damaged"), ("{}", "damaged"), ("[]", "damaged"),
-    ('{"format": 99, "finished": true, "synthetic": false, "flags": {}}', "newer version"),
-])  # fmt: skip
-def test_a_run_record_that_cannot_be_trusted_is_refused(tmp_path, content, words):
-    (tmp_path / "run.json").write_text(content)
-    with pytest.raises(slices.UserError, match=words):
-        runs.read_run(tmp_path)
-
-
 def test_a_run_on_synthetic_slices_says_so(outputs, folder, tmp_path, capsys):
     synthetic = tmp_path / "drawn"
     synthetic.mkdir()
