@@ -200,19 +200,31 @@ def _read_pages(sources: Iterable[Source], folder: Path, recipe: Recipe) -> Iter
         number = 0
         try:
             scale, size = recipe.find_scale(source.file)
-            known = folder / source.target
-            left = known.exists()  # by the interrupted command that this continues
-            masks = slices.read_pages(known, recipe.max_pixels) if left else repeat(None)
             images = slices.read_pages(source.file, recipe.max_pixels)
-            for number, (image, mask) in enumerate(zip(images, masks, strict=False)):
+            left = _read_left(source, folder, recipe)
+            for number, (image, found) in enumerate(zip(images, left, strict=False)):
                 if math.prod(image.shape[:2]) * scale**2 > recipe.max_pixels:
                     raise UnreadableError(
                         f"{source.file}: over {recipe.max_pixels:,} px at the model's pixel size; "
                         "cut it into smaller ones, or raise --max-pixels"
                     )
-                yield Page(source, number, image, mask, scale=scale, pixel_size=size)
+                yield Page(source, number, image, scale=scale, pixel_size=size, **found)
         except UnreadableError as error:
             yield Page(source, number, error=str(error))
+
+
+def _read_left(source: Source, folder: Path, recipe: Recipe) -> Iterator[dict[str, np.ndarray]]:
+    """Yields what the interrupted command that this continues has left of each page."""
+    left = {"mask": folder / source.target}
+    if not left["mask"].exists():  # it comes last: without it, nothing counts
+        yield from repeat({})
+    if recipe.probability:
+        left["probability"] = folder / "probability" / source.target
+    if recipe.labels:
+        left["labels"] = folder / "labels" / f"{source.file.stem}.tif"
+    pages = (slices.read_pages(path, recipe.max_pixels) for path in left.values())
+    for found in zip(*pages, strict=False):
+        yield dict(zip(left, found, strict=True))
 
 
 def find_files(source: Path, max_pixels: int) -> tuple[list[Source], list[str]]:

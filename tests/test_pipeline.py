@@ -91,10 +91,11 @@ def test_colour_counts_as_one_pixel_towards_the_limit(tmp_path):
 
 
 def test_masks_that_lie_there_are_not_computed_again(sources, tmp_path):
-    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks/probability").mkdir(parents=True)
     Image.new("L", (30, 20), 7).save(tmp_path / "masks/5.png")
+    Image.new("L", (30, 20), 9).save(tmp_path / "masks/probability/5.png")
     pages = list(predict_pages(sources, tmp_path / "masks", recipe(Watched()), 3))
-    assert (pages[5].mask == 7).all() and pages[5].probability is None
+    assert (pages[5].mask == 7).all() and (pages[5].probability == 9).all()
 
 
 def test_leaving_early_leaves_no_work_behind(sources, tmp_path):
