@@ -127,17 +127,13 @@ FILES = {  # by name: what is in it, and the shape of its mask or why it has non
     "short4.bmp": (encode("BMP")[:-300], "truncated"),
     "bomb.png": (png(10**5, 10**5, bytes(10**6)), "100000x100000 px, over"),
     "bomb2.tif": (huge_tiff(), "100000x100000 px, over"),
-    "膜の切片-ñandú-☃☃☃.png": (encode("PNG"), SHAPE),
-    " two  blanks .png": (encode("PNG"), SHAPE),
-    "two\nlines.png": (encode("PNG"), SHAPE),
-    "-rf.png": (encode("PNG"), SHAPE),
-    "=1+1.png": (encode("PNG"), SHAPE),
-    "a%20b#c?d&.png": (encode("PNG"), SHAPE),
-    "<script>alert(1)<!--.png": (encode("PNG"), SHAPE),
-    "'\"`$(true).png": (encode("PNG"), SHAPE),
-    os.fsdecode(b"\xff\xfe.png"): (encode("PNG"), SHAPE),
-    "x" * 250 + ".png": (encode("PNG"), SHAPE),
 }  # fmt: skip
+if sys.platform == "linux":  # others allow fewer names
+    FILES |= dict.fromkeys((
+        "膜の切片-ñandú-☃☃☃.png", " two  blanks .png", "two\nlines.png", "-rf.png", "=1+1.png",
+        "a%20b#c?d&.png", "<script>alert(1)<!--.png", "'\"`$(true).png",
+        os.fsdecode(b"\xff\xfe.png"), "x" * 250 + ".png",
+    ), (encode("PNG"), SHAPE))  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +148,8 @@ def predicted(trained, tmp_path_factory):
     (folder.parent / "elsewhere.png").write_bytes(encode("PNG"))
     (folder / "folder.png").mkdir()
     (folder / ".hidden.png").write_bytes(b"hidden")
-    os.mkfifo(folder / "pipe.png")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(folder / "pipe.png")
     for name in ("notes.txt", "frames.gif", "Thumbs.db"):
         (folder / name).write_bytes(b"GIF89a")
     before = {path: path.lstat().st_mtime_ns for path in folder.iterdir()}
@@ -207,7 +204,7 @@ def test_what_is_no_slice_is_left_out_aloud_and_links_are_followed(predicted):
 def test_equal_slices_in_other_numbers_give_equal_masks(predicted):
     output, _ = predicted
     masks = ["16", "32", "negative", "half", "double", "tiny", "long", "motorola", "big", "alpha"]
-    masks += ["interlaced", "-rf", "=1+1", "two\nlines"]
+    masks += ["interlaced", *(["-rf", "=1+1", "two\nlines"] if sys.platform == "linux" else [])]
     masks = [np.asarray(Image.open(output / f"{name}.png")) for name in masks]
     assert all((mask != masks[0]).mean() < 0.002 for mask in masks[1:])
 
