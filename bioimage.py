@@ -19,15 +19,14 @@ from bioimageio.spec.model.v0_5 import ModelDescr
 from PIL import Image
 
 from files import write_json
-from grey import DEVIATION, MEAN, to_bytes
+from grey import DEVIATION, LIMITS, MEAN, to_bytes
 from slices import UserError
 from synthetic import make_slice
 from unet import stride_and_radius
 
 SIDE = 256  # px, of the drawn slice that tests the package and is its cover
-LIMITS = (-1.0, 2.0)  # of the grey values that the network sees, as in `grey.normaliser`
-PAPERS = {  # of the network, and of the slices that the weights which ship were trained on
-    "10.1007/978-3-319-24574-4_28": "O. Ronneberger et al. 2015, U-Net",
+UNET = {"10.1007/978-3-319-24574-4_28": "O. Ronneberger et al. 2015, U-Net"}
+ISBI = {  # of whose slices the weights were made, alone or after those that ship
     "10.1371/journal.pbio.1000502": "A. Cardona et al. 2010, the slices of ISBI-2012",
     "10.3389/fnana.2015.00142": "I. Arganda-Carreras et al. 2015, the challenge ISBI-2012",
 }
@@ -65,10 +64,15 @@ def write_package(
     image = make_slice(SIDE, SIDE, seed=0)[0].astype(np.float32)[None, ..., None]
     seen = (image - image.mean()) / image.std() * scaling["deviation"] + scaling["mean"]
     probability = np.asarray(network(np.clip(seen, *LIMITS)))
+    flags = record.get("flags", {})
+    papers = UNET | (ISBI if flags.get("data") == "kaggle" or flags.get("init") else {})
+    # of folders on this machine their names are enough
+    shown = {key: Path(one).name if isinstance(one, str) else one for key, one in flags.items()}
     description = {
         "name": name,
         "authors": [{"name": author}],
         "license": licence,
+        "cite": [{"text": text, "doi": doi} for doi, text in papers.items()],
         "inputs": [_describe_input(stride, halo, scaling, record.get("pixel_size"))],
         "outputs": [_describe_output(halo, record.get("pixel_size"))],
         **_describe_rest(network, onnx.load(weights["onnx"])),
@@ -83,7 +87,7 @@ def write_package(
         Image.fromarray(np.hstack(panels)).save(folder / "cover.png")
         text = _document(card or f"# {name}\n", record, stride, halo)
         (folder / "README.md").write_text(text, encoding="utf-8")
-        write_json(folder / "run.json", record)
+        write_json(folder / "run.json", record | {"flags": shown})
         for file in weights.values():
             shutil.copyfile(file, folder / f"model{file.suffix}")
         source = folder / "bioimageio.yaml"  # JSON is YAML
@@ -156,7 +160,6 @@ def _describe_rest(network: keras.Model, graph: onnx.ModelProto) -> dict:
         "type": "model",
         "format_version": ModelDescr.implemented_format_version,
         "description": f"P(cell interior) in EM slices, from {network.count_params():,} parameters",
-        "cite": [{"text": text, "doi": doi} for doi, text in PAPERS.items()],
         "tags": TAGS,
         "covers": [{"source": "cover.png"}],
         "documentation": {"source": "README.md"},
@@ -178,12 +181,14 @@ def _document(card: str, record: dict, stride: int, halo: int) -> str:
         f"A slice may have any size; tiles that start on multiples of {stride} px and carry "
         f"{halo} px around them give what the whole slice gives. "
     )
+    if record.get("synthetic"):
+        used += "**Trained on drawn slices, to try the program: it knows nothing of tissue.** "
     if "threshold" in record:
         used += (
-            f"The run's threshold, {record['threshold']:g} (without averaged flips "
-            f"{record['threshold_without_tta']:g}), is not meant for single pixels: the program "
-            "that made this package averages 8 flips and rotations and judges borders of cells as "
-            "a whole. For P > T pixel by pixel take 0.8 to 0.95, and try it on slices of yours. "
+            f"The run's threshold, {record['threshold']:g}, is not meant for single pixels: the "
+            "program that made this package averages 8 flips and rotations and judges borders of "
+            "cells as a whole. For P > T pixel by pixel take 0.8 to 0.95, and try it on slices of "
+            "yours. "
         )
     scores = [
         f"- cross-validated, {title}: V_rand {one['v_rand']:.4f}, V_info {one['v_info']:.4f}"
@@ -197,7 +202,8 @@ def _document(card: str, record: dict, stride: int, halo: int) -> str:
     scored = "\n".join(scores) or "None is on record."
     return (
         f"{card}\n## In this package\n\n{used}`run.json` is the record of the training.\n\n"
-        f"## Validation\n\nScores of the ISBI-2012 challenge, higher is better:\n\n{scored}\n\n"
+        "## Validation\n\nScores as the ISBI-2012 challenge defines them, higher is better:\n\n"
+        f"{scored}\n\n"
         "Score masks of your own labelled slices with a program that gives V_rand and V_info, not "
         "pixel accuracy: one missing pixel of membrane joins two cells.\n"
     )

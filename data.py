@@ -4,44 +4,32 @@
 by looking; "synthetic" draws slices.
 """
 
-import contextlib
 import re
-import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import kagglehub
 import numpy as np
-import requests
-from kagglehub.config import get_cache_folder
 
 import files
 import grey
+import kaggle
 import slices
 import synthetic
-from slices import UserError, first_line
+from slices import UserError
 
-HANDLE = "hamzamohiuddin/isbi-2012-challenge"
 LAYOUTS = (  # images, labels, test images; relative to the data set's root
     ("train/imgs", "train/labels", "test/imgs"),
     ("train-volume.tif", "train-labels.tif", "test-volume.tif"),
     ("train/image", "train/label", "test"),
     ("image", "label", "test"),
 )
-UNPACKED_BYTES = 2**31  # of the data set, at most; ISBI-2012 has 3e7
 PIXEL_SIZE = 4.0  # nm, of ISBI-2012
 FITS = 0.1  # of the grey scale, by which cells are brighter than membrane where a label fits
 MARKER = "SYNTHETIC.txt"  # in the root of a data set drawn by `synthetic`
 SYNTHETIC_SLICES = {"train": 20, "test": 5}
 SYNTHETIC_SIZE = 512
-
-BY_HAND = (
-    f"get it by hand from https://www.kaggle.com/datasets/{HANDLE}, or the organisers' "
-    "ISBI-2012-challenge.zip, unpack it and give the folder as --data DIR; "
-    "or try everything on drawn slices with --data synthetic"
-)
 
 
 @dataclass(frozen=True)
@@ -53,6 +41,7 @@ class DataSet:
     images: Path
     labels: Path
     test: Path | None
+    fresh: bool = False  # downloaded just now
 
     def pixel_size(self) -> float | None:
         """Returns the side of a pixel in nm, if it is known."""
@@ -100,14 +89,14 @@ def find_data_set(source: str | None, drawn: Path) -> DataSet:
         UserError: it cannot be had, or no known layout is in it.
     """
     if source in (None, "kaggle"):
-        root = _download()
-        with _forgotten_if_refused("kaggle"):
-            return _look(root, "kaggle")
+        root, fresh = kaggle.download()
+        with kaggle.forgotten_if_refused(fresh):
+            return _look(root, "kaggle", fresh)
     if source == "synthetic":
         if not (drawn / MARKER).exists():
             _draw(drawn)
         return _look(drawn, source)
-    root = Path(source).expanduser()
+    root = Path(source)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of labelled slices (nor kaggle, nor synthetic)")
     return _look(root, str(root.resolve()))
@@ -117,10 +106,10 @@ def load_pairs(data_set: DataSet) -> Pairs:
     """Reads all labelled slices and checks that images and labels belong together.
 
     Raises:
-        UserError: their number, names or sizes differ, or a label is not binary, inverted, or
-            another slice's.
+        UserError: their number, names or sizes differ, or a label is not binary or inverted, or
+            all are of the slice before or after.
     """
-    with _forgotten_if_refused(data_set.source):
+    with kaggle.forgotten_if_refused(data_set.fresh):
         return _load_pairs(data_set)
 
 
@@ -198,14 +187,14 @@ def _load_pairs(data_set: DataSet) -> Pairs:
 
 
 def _check_fit(pairs: Pairs, where: Path) -> None:
-    """Refuses labels that are inverted or another slice's: what they call membrane must show.
+    """Refuses labels that are inverted, or all of a neighbour: what they call membrane must show.
 
     On ISBI-2012 cells are brighter than membrane by 0.21 of the grey scale with the slice's own
     label, by 0.05 with its neighbour's.
     """
     count = len(pairs.names)
     own = [_contrast(pairs.images[i], pairs.labels[i]) for i in range(count)]
-    mean = np.nanmean(own)
+    mean = _mean(own)
     if mean < 0 and np.mean([label.mean() for label in pairs.labels]) < 0.5:
         raise UserError(
             f"{where}: inverted: what they call membrane is bright, and most of each slice; "
@@ -217,16 +206,19 @@ def _check_fit(pairs: Pairs, where: Path) -> None:
             for i in range(max(0, -step), min(count, count - step))
             if pairs.images[i].shape == pairs.labels[i + step].shape
         ]
-        if near and np.nanmean(near) > max(2 * mean, FITS):
+        if _mean(near) > max(2 * mean, FITS):
             raise UserError(
                 f"{where}: each label fits the slice {which} its own; are they shifted?"
             )
     for name, contrast in zip(pairs.names, own, strict=True):
-        if contrast * mean < 0:
-            raise UserError(
-                f"{where / name}: does not fit its slice, as the others do; is it inverted, or "
-                "another slice's?"
-            )
+        if abs(mean) > FITS and -contrast * np.sign(mean) > abs(mean) / 2:
+            raise UserError(f"{where / name}: inverted, unlike the others")
+
+
+def _mean(contrasts: Sequence[float]) -> float:
+    """Returns their mean, 0 if there is none."""
+    known = [contrast for contrast in contrasts if not np.isnan(contrast)]
+    return float(np.mean(known)) if known else 0.0
 
 
 def _contrast(image: np.ndarray, label: np.ndarray) -> float:
@@ -234,61 +226,6 @@ def _contrast(image: np.ndarray, label: np.ndarray) -> float:
     if label.all() or not label.any():
         return np.nan
     return float(image[label].mean() - image[~label].mean())
-
-
-def _download() -> Path:
-    """Returns the folder of ISBI-2012 in kagglehub's cache; asks the network only without one."""
-    home = _cache()
-    cached = [path.stem for path in home.glob("*.complete")]
-    handle = f"{HANDLE}/versions/{max(cached, key=int)}" if cached else HANDLE
-    try:
-        with _limit_unpacking():
-            return Path(kagglehub.dataset_download(handle))
-    except requests.ConnectionError:
-        reason = "no connection to it"
-    except requests.RequestException as error:  # what has arrived is kept: the next try goes on
-        reason = first_line(error)
-    except Exception as error:  # an archive that is none, a cache that cannot be written: anything
-        reason = first_line(error)
-        for archive in home.glob("*.archive"):  # kagglehub would append the next try to it
-            archive.unlink()
-    raise UserError(f"{HANDLE} cannot be downloaded from Kaggle ({reason}); {BY_HAND}")
-
-
-def _cache() -> Path:
-    """Returns where kagglehub keeps the data set, its archives and its marks of completeness."""
-    return Path(get_cache_folder(), "datasets", HANDLE)
-
-
-@contextlib.contextmanager
-def _forgotten_if_refused(source: str) -> Iterator[None]:
-    """Lets the next command download the data set again if what Kaggle sent is refused."""
-    try:
-        yield
-    except UserError as error:
-        if source != "kaggle":
-            raise
-        for mark in _cache().glob("*.complete"):
-            mark.unlink()
-        raise UserError(f"{error}; the next try downloads it again, or {BY_HAND}") from None
-
-
-@contextlib.contextmanager
-def _limit_unpacking() -> Iterator[None]:
-    """Lets zipfile unpack no more than there can be; kagglehub would unpack anything."""
-    unpack = zipfile.ZipFile.extractall
-
-    def check(archive: zipfile.ZipFile, *args, **kwargs):
-        size = sum(member.file_size for member in archive.infolist())
-        if size > UNPACKED_BYTES:
-            raise ValueError(f"an archive of {size:,} bytes when unpacked, over {UNPACKED_BYTES:,}")
-        return unpack(archive, *args, **kwargs)
-
-    zipfile.ZipFile.extractall = check
-    try:
-        yield
-    finally:
-        zipfile.ZipFile.extractall = unpack
 
 
 def _draw(folder: Path) -> None:
@@ -306,7 +243,7 @@ def _draw(folder: Path) -> None:
         part.write_text("These slices are drawn by synthetic.py; no microscope saw them.\n")
 
 
-def _look(root: Path, source: str) -> DataSet:
+def _look(root: Path, source: str, fresh: bool = False) -> DataSet:
     """Returns the first known layout in `root` or directly below it."""
     below = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
     for folder in (root, root / "unmodified-data", *below):
@@ -314,7 +251,7 @@ def _look(root: Path, source: str) -> DataSet:
             if (folder / images).exists() and (folder / labels).exists():
                 test_path = folder / test
                 found = test_path if test_path.exists() else None
-                return DataSet(source, folder, folder / images, folder / labels, found)
+                return DataSet(source, folder, folder / images, folder / labels, found, fresh)
     known = "; ".join(f"{images} + {labels}" for images, labels, _ in LAYOUTS)
     raise UserError(f"{root}: no labelled slices found; expected one of: {known}")
 

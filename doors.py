@@ -1,4 +1,4 @@
-"""What every door does alike: one-line refusals, fractions as flags, a quiet start."""
+"""What every door does alike: one-line refusals, kinds of flags, a quiet start."""
 
 import argparse
 import contextlib
@@ -37,15 +37,15 @@ def fraction(text: str) -> float:
 
 
 def text(value: str) -> str:
-    """Returns a flag's text; an empty one, such as of an unset variable, is refused."""
+    """Returns a flag's text, `~` resolved; an empty one, as of an unset variable, is refused."""
     if not value.strip():
         raise argparse.ArgumentTypeError("expected a name, got nothing")
-    return value
+    return os.path.expanduser(value)
 
 
 def path(value: str) -> Path:
-    """Returns a flag's path, `~` resolved; an empty one is refused."""
-    return Path(text(value)).expanduser()
+    """Returns a flag's path, as `text`."""
+    return Path(text(value))
 
 
 def positive(kind: type) -> Callable[[str], int | float]:
@@ -76,13 +76,12 @@ def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace, pro
     if sys.version_info < (3, 11):  # noqa: UP036 whoever has an older one learns it
         print(f"{prog}: error: needs {PYTHON}, this is {sys.version.split()[0]}", file=sys.stderr)
         return 2
-    with contextlib.suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     try:
         from slices import UserError
 
         try:
-            return work(args)
+            with _terminated_like_interrupted():
+                return work(args)
         except UserError as error:
             message = " ".join(str(error).split())
     except ModuleNotFoundError as error:
@@ -100,6 +99,20 @@ def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace, pro
     return 2
 
 
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Lets SIGTERM, as a cluster's queue sends it, end the work as Ctrl-C does."""
+    try:
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _open_closed_streams() -> None:
     """Opens standard streams that are closed, else the next files would take their numbers."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -109,8 +122,12 @@ def _open_closed_streams() -> None:
 
 def _discard_output() -> None:
     """Lets nothing that is still to be printed fail at the end."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    try:
+        sys.stdout.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
 
 
 @contextlib.contextmanager
@@ -130,7 +147,7 @@ def quiet() -> Iterator[None]:
             os.dup2(said.fileno(), number)
         try:
             yield
-        except UserError:
+        except (UserError, OSError, KeyboardInterrupt):
             raise
         except BaseException:
             said.seek(0)

@@ -9,6 +9,7 @@ BioImage.IO, ONNX and OpenVINO need pip install -r requirements/export.txt.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import sys
@@ -44,12 +45,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "any that the network's stride divides; openvino also writes a .bin"
     )
     add("--format", choices=FORMATS, default=PACKAGE, help=format_help)
-    add("--author", default="Membrane U-Net", metavar="NAME", help="of the network, for a package")
+    author_help = "of the network, for a package; default: %(default)s"
+    add("--author", type=doors.text, default="Membrane U-Net", metavar="NAME", help=author_help)
     license_help = (
         "of the weights, as SPDX names it, for a package; default: %(default)s, which ISBI-2012 "
         "and the models that ship ask for"
     )
-    add("--license", default="CC-BY-NC-4.0", metavar="ID", help=license_help)
+    add("--license", type=doors.text, default="CC-BY-NC-4.0", metavar="ID", help=license_help)
     return parser.parse_args(argv)
 
 
@@ -64,24 +66,29 @@ def export(args: argparse.Namespace) -> int:
 
     suffix, needed, _ = FORMATS[args.format]
     for name in needed:
-        if importlib.util.find_spec(name.split(".")[0]) is None:
-            raise UserError(f"{name} is not installed; pip install -r requirements/export.txt")
+        with contextlib.suppress(ModuleNotFoundError):  # of the part before the dot
+            if importlib.util.find_spec(name):
+                continue
+        raise UserError(f"{name} is not installed; pip install -r requirements/export.txt")
     doors.import_tensorflow_quietly()
     import runs
     from inference import load_network
 
     path = runs.find_run(args.run)
     record = runs.read_run(path) if path.is_dir() else {}
-    if not record.get("finished", True):
-        raise UserError(f"{path}: is not finished; python train.py --resume {path}")
-    name = path.stem
+    if record and "threshold" not in record:
+        raise UserError(f"{path}: has no model yet; python train.py --resume {path}")
+    if record.get("synthetic"):
+        print("Note: trained on synthetic slices, to try this program; it knows nothing of tissue")
+    name = path.resolve().name if path.is_dir() else path.stem
     model = path / "model.keras" if path.is_dir() else path
     network = load_network(model)
     output = args.output or runs.OUTPUTS / f"{name}{suffix}"
     if suffix.startswith(".") and output.suffix != suffix:
         raise UserError(f"{output}: must end in {suffix}; name another --output")
-    for taken in (output, output.with_suffix(".bin")):
-        if taken.exists() and (taken == output or args.format == "openvino"):
+    targets = [output, output.with_suffix(".bin")] if args.format == "openvino" else [output]
+    for taken in targets:
+        if taken.exists():
             raise UserError(f"{taken}: exists, and nothing is overwritten; name another --output")
     print(f"Model: {runs.shown(path)}")
     try:
@@ -96,7 +103,7 @@ def export(args: argparse.Namespace) -> int:
             for file in sorted(Path(scratch).iterdir()):  # of OpenVINO's two files the .xml last
                 os.rename(file, output.parent / file.name)
     except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror})") from None
+        raise UserError(f"{output}: cannot be written ({error.strerror or error})") from None
     tested = ", tested by bioimageio.core" if args.format == PACKAGE else ""
     print(f"{runs.shown(output)}: {args.format}{tested}")
     return 0

@@ -26,8 +26,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     An interruption at any moment leaves the old file, or none, never half of one.
     """
-    end = os.fsdecode(os.fsencode(path.name)[-200:])  # savers go by the suffix; 255 bytes at most
-    part = path.with_name(f".part-{os.getpid()}-{end}")
+    # savers go by the suffix; a name has 255 bytes at most, a character up to 4
+    part = path.with_name(f".part-{os.getpid()}-{path.name[-50:]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part

@@ -11,6 +11,7 @@ from skimage.measure import euler_number
 from slices import UserError
 
 MEAN, DEVIATION = 0.491, 0.171  # of ISBI-2012's grey values / 255; every slice is brought to these
+LIMITS = -1.0, 2.0  # of normalised grey values
 PATCH, PATCHES = 256, 64  # px, and how many; larger slices' grey values are measured on these
 LOOK = 1024  # px, the side of what is looked at to tell a slice's polarity
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's convert("L")
@@ -78,23 +79,25 @@ def normaliser(
         deviation: the same.
         invert: whether bright is to become dark.
     """
+    exact_in_float32 = sample.dtype.itemsize <= 2
     sample = sample.view(np.uint8) if sample.dtype == np.bool_ else sample
     unit = 1.0
     if sample.dtype.kind == "f":  # a power of two, so nothing is rounded, by which none overflows
-        unit = 2.0 ** min(int(np.frexp(np.abs(sample).max())[1]), 1023)
-        sample = sample / unit
+        sample = sample.astype(np.float64)
+        unit = 2.0 ** np.clip(np.frexp(np.abs(sample).max())[1], -1000, 1000)
+        sample /= unit
     pixels = np.clip(sample, *np.percentile(sample, (1, 99)), dtype=np.float64)
     centre, spread = pixels.mean(), pixels.std()
     gain = deviation / spread if spread > 1e-9 * abs(centre) else 0.0
     gain = -gain if invert else gain
-    dtype = np.float32 if sample.dtype.itemsize <= 2 else np.float64
+    dtype = np.float32 if exact_in_float32 else np.float64
     gain, offset = dtype(gain / unit), dtype(mean - gain * centre)
 
     def apply(part: np.ndarray) -> np.ndarray:
         part = part.astype(dtype)
         part *= gain
         part += offset
-        return np.clip(part, -1, 2, out=part).astype(np.float32, copy=False)
+        return np.clip(part, *LIMITS, out=part).astype(np.float32, copy=False)
 
     return apply
 

@@ -38,15 +38,17 @@ def load_network(path: Path) -> keras.Model:
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
+            if size > MODEL_BYTES:
+                raise UserError(
+                    f"{path}: {size:,} bytes when unpacked, over {MODEL_BYTES:,}; is it a model?"
+                )
             version = json.loads(archive.read("metadata.json"))["keras_version"]
-    except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError):
+    except UserError:
+        raise
+    except Exception:  # zipfile, zlib, json: anything
         raise UserError(
             f"{path}: no .keras file, or one that was cut short; get it again"
         ) from None
-    if size > MODEL_BYTES:
-        raise UserError(
-            f"{path}: {size:,} bytes when unpacked, over {MODEL_BYTES:,}; is it a model?"
-        )
     try:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # h5py, Keras: anything
@@ -54,6 +56,8 @@ def load_network(path: Path) -> keras.Model:
             f"{path}: saved by Keras {version}, cannot be loaded by {keras.__version__} "
             f"({first_line(error)})"
         ) from None
+    if isinstance(model, keras.Sequential) or not getattr(model, "inputs", None):
+        raise UserError(f"{path}: a {type(model).__name__}; expected a functional Keras model")
     shapes = [[tuple(tensor.shape) for tensor in side] for side in (model.inputs, model.outputs)]
     if shapes != [[(None, None, None, 1)]] * 2:
         raise UserError(

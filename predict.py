@@ -95,9 +95,7 @@ def predict(args: argparse.Namespace) -> int:
     )
     if args.threshold is None:
         raise slices.UserError(f"{path}: has no calibrated threshold; give --threshold T")
-    low, high = slices.PIXEL_SIZES
-    if args.pixel_size and not low <= args.pixel_size <= high:
-        raise slices.UserError(f"--pixel-size {args.pixel_size:g}: expected {low} to {high} nm")
+    slices.check_pixel_size(args.pixel_size)
     if args.pixel_size and not record.get("pixel_size"):
         raise slices.UserError(
             f"{path}: does not know the pixel size it was trained at; leave out --pixel-size, or "
@@ -317,7 +315,7 @@ def _claim_output(wanted: str | None, source: Path, about: dict) -> Path:
     from slices import UserError
 
     default = runs.OUTPUTS / "masks" / _name_of(source)
-    path = default if wanted is None else Path(wanted).expanduser()
+    path = default if wanted is None else Path(wanted)
     if source.is_dir() and path.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{path}: lies in the input folder; name another --output")
     try:

@@ -1,7 +1,6 @@
 """A run: the folder that one training leaves behind, and which one predicts."""
 
 import json
-import math
 import os
 import platform
 import subprocess
@@ -11,7 +10,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from slices import UserError
+from slices import PIXEL_SIZES, UserError
 
 OUTPUTS = Path(__file__).parent / "outputs"
 PRETRAINED, LARGE = "pretrained", "large"  # these ship with the repository
@@ -34,7 +33,7 @@ def make_folder(wanted: str | None, default: Path) -> Path:
     """
     if wanted is None:
         return _new_folder(default)
-    path = Path(wanted).expanduser()
+    path = Path(wanted)
     try:
         path.mkdir(parents=True, exist_ok=True)
         taken = any(path.iterdir())
@@ -62,7 +61,7 @@ def read_run(folder: Path) -> dict:
             _check_numbers(record)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); is {folder} a run?") from None
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise UserError(f"{path}: damaged; remove that run, or choose another one") from None
     if newer:
         raise UserError(f"{path}: written by a newer version of this program; update it")
@@ -80,7 +79,7 @@ def find_run(name: str | None) -> Path:
         UserError: there is none.
     """
     if name is not None:
-        path = Path(name).expanduser()
+        path = Path(name)
         if not path.exists() and len(path.parts) == 1 and (OUTPUTS / path).exists():
             path = OUTPUTS / path
         if not path.exists():
@@ -125,14 +124,16 @@ def describe_versions() -> dict[str, str | None]:
 
 def _check_numbers(record: dict) -> None:
     """Raises if what a prediction takes from a record is not what it must be."""
+    record["flags"].get("data")
     for key in ("threshold", "threshold_without_tta"):
         if not 0 < record.get(key, 0.5) < 1:
             raise ValueError(key)
-    if not 0 < (record.get("pixel_size") or 1.0) < math.inf:
+    low, high = PIXEL_SIZES
+    if not low <= (record.get("pixel_size") or low) <= high:
         raise ValueError("pixel_size")
-    for value in record.get("scaling", {}).values():
-        if not math.isfinite(value):
-            raise ValueError("scaling")
+    scaling = {"mean": 0.5, "deviation": 0.5} | record.get("scaling", {})
+    if len(scaling) > 2 or not 0 < scaling["deviation"] < 1 or not 0 < scaling["mean"] < 1:
+        raise ValueError("scaling")
 
 
 def _new_folder(path: Path) -> Path:

@@ -42,6 +42,13 @@ class UnreadableError(UserError):
     """One file is no usable image; others may be."""
 
 
+def check_pixel_size(size: float | None) -> None:
+    """Refuses a size that no electron micrograph's pixels have, such as micrometres for nm."""
+    if size is not None and not PIXEL_SIZES[0] <= size <= PIXEL_SIZES[1]:
+        low, high = PIXEL_SIZES
+        raise UserError(f"--pixel-size {size:g}: expected {low:g} to {high:g} nm")
+
+
 def natural_key(name: str) -> list:
     """Returns a sort key that puts "2" before "10"."""
     return [int(part) if part.isdecimal() else part.lower() for part in re.split(r"(\d+)", name)]
@@ -180,12 +187,11 @@ def _read_picture(path: Path, max_pixels: int, wanted: slice) -> Iterator[np.nda
     Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is that of photographs
     with _reading(path), Image.open(path) as picture:
         _check_size(path, picture.size, max_pixels)
-        if getattr(picture, "n_frames", 1) > 1:
+        if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":  # a camera's thumbnail
             raise UnreadableError(f"{path}: has {picture.n_frames} frames; save them as a TIFF")
-        if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            raise UnreadableError(
-                f"{path}: is marked as turned (EXIF); save it as it shall be seen"
-            )
+        if picture.format != "PNG" or "exif" in picture.info:  # else it would be decoded for that
+            if picture.getexif().get(ExifTags.Base.Orientation, 1) > 1:
+                raise UnreadableError(f"{path}: is marked as turned (EXIF); save it upright")
         interlaced = picture.info.get("interlace")  # which imagecodecs grumbles at
         if picture.format == "PNG" and not interlaced:  # Pillow drops the low bytes of deep colour
             image = imagecodecs.png_decode(path.read_bytes())

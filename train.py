@@ -116,9 +116,10 @@ def train(args: argparse.Namespace) -> int:
     import tiles
     import unet
     from files import write_json
-    from slices import UserError
+    from slices import UserError, check_pixel_size
 
     record = None
+    check_pixel_size(args.pixel_size)
     if args.resume:
         folder = runs.find_run(args.resume)
         record = runs.read_run(folder)

@@ -27,7 +27,7 @@ import synthetic
 import train
 
 ROOT = Path(predict.__file__).parent
-SLICE, INTERIOR = synthetic.make_slice(40, 56, 1)
+SLICE, INTERIOR = synthetic.make_slice(120, 136, 1)
 PICTURE = Image.fromarray(SLICE)
 SHAPE = SLICE.shape
 
@@ -105,6 +105,8 @@ FILES = {  # by name: what is in it, and the shape of its mask or why it has non
     "32.tif": (tiff(SLICE.astype(np.uint32) * 70_000), SHAPE),
     "negative.tif": (tiff(SLICE.astype(np.int32) - 999), SHAPE),
     "half.tif": (tiff(SLICE.astype(np.float16)), SHAPE),
+    "half2.tif": (tiff((REAL * 250).astype(np.float16)), SHAPE),
+    "single.tif": (tiff((REAL * 1e36).astype(np.float32)), SHAPE),
     "double.tif": (tiff(REAL * 1e300), SHAPE),
     "tiny.tif": (tiff(REAL * 1e-300), SHAPE),
     "long.tif": (tiff(SLICE.astype(np.uint64) << 50), SHAPE),
@@ -137,7 +139,7 @@ if sys.platform == "linux":  # others allow fewer names
 
 
 @pytest.fixture(scope="module")
-def predicted(trained, tmp_path_factory):
+def predicted(tmp_path_factory):
     """All files in one folder, some that are no slices among them, predicted by one command."""
     folder = tmp_path_factory.mktemp("bad") / "slices"
     folder.mkdir()
@@ -154,7 +156,7 @@ def predicted(trained, tmp_path_factory):
         (folder / name).write_bytes(b"GIF89a")
     before = {path: path.lstat().st_mtime_ns for path in folder.iterdir()}
     output = folder.parent / "masks"
-    flags = ["--model", trained / "small", "--no-tta", "--labels", "--output", output]
+    flags = ["--model", "pretrained", "--no-tta", "--labels", "--output", output]
     answer = subprocess.run(
         [sys.executable, "predict.py", folder, *flags], cwd=ROOT, capture_output=True
     )
@@ -203,9 +205,11 @@ def test_what_is_no_slice_is_left_out_aloud_and_links_are_followed(predicted):
 
 def test_equal_slices_in_other_numbers_give_equal_masks(predicted):
     output, _ = predicted
-    masks = ["16", "32", "negative", "half", "double", "tiny", "long", "motorola", "big", "alpha"]
+    masks = ["alpha", "16", "32", "negative", "half", "half2", "single", "double", "tiny", "long"]
+    masks += ["motorola", "big"]
     masks += ["interlaced", *(["-rf", "=1+1", "two\nlines"] if sys.platform == "linux" else [])]
     masks = [np.asarray(Image.open(output / f"{name}.png")) for name in masks]
+    assert 0.1 < (masks[0] == 0).mean() < 0.5
     assert all((mask != masks[0]).mean() < 0.002 for mask in masks[1:])
 
 
@@ -254,12 +258,12 @@ def test_an_output_that_cannot_be_is_refused(outputs, folder, tmp_path, capsys, 
     *((["--pixel-size", value], "above 0") for value in ("0", "-4", "nan", "inf", "nm")),
     (["--pixel-size", "1e9"], "0.2 to 200 nm"), (["--pixel-size", "1e-9"], "0.2 to 200 nm"),
     (["--max-pixels", "0"], "above 0"), (["--max-pixels", "10"], "over 10"),
-    (["--model", ""], "got nothing"), (["--model", "none"], "no such run or model"),
+    (["--model", ""], "got nothing"), (["--model", "~none/run"], "no such run"),
+    (["--model", "none"], "no such run or model"),
     (["--submission", "/dev/null"], "nothing is overwritten"), (["--tresh"], "unrecognized"),
 ])  # fmt: skip
 def test_flags_that_make_no_sense_are_refused(outputs, folder, tmp_path, capsys, flags, words):
-    model = [] if "--model" in flags else ["--model", "pretrained"]
-    shutil.copytree(ROOT / "outputs/pretrained", outputs / "pretrained", dirs_exist_ok=True)
+    model = [] if "--model" in flags else ["--model", ROOT / "outputs/pretrained"]
     assert run(folder, *model, "--no-tta", "--output", tmp_path / "masks", *flags) == 2
     check_refusal(capsys, words)
     assert not list(tmp_path.glob("masks/*.png"))
@@ -270,8 +274,8 @@ def test_an_unset_variable_does_not_predict_something_else(outputs, tmp_path, ca
     check_refusal(capsys, "got nothing")
 
 
-def model_of(*stack):
-    x = image = keras.Input((None, None, 1))
+def model_of(*stack, channels=1):
+    x = image = keras.Input((None, None, channels))
     for layer in stack:
         x = layer(x)
     return keras.Model(image, x)
@@ -320,10 +324,23 @@ MODELS = {
     "another zip": (lambda: repack(lambda members: {"a.txt": b"x"}), "no .keras file"),
     "a bomb": (lambda: repack(lambda m: m | {"b": bytes(2 * 10**7)}), "when unpacked, over"),
     "of a newer Keras": (lambda: repack(by_newer), "saved by Keras 93."),
+    "a bomb of words": (
+        lambda: repack(lambda m: m | {"metadata.json": b" " * 2 * 10**7}),
+        "when unpacked, over",
+    ),
+    "damaged": (lambda: repack(dict)[:3000] + bytes(50) + repack(dict)[3050:], "cannot be loaded"),
+    "a sequence": (
+        lambda: keras.Sequential([keras.Input((None, None, 1)), sigmoid()]),
+        "functional",
+    ),
+    "of unknown shape": (lambda: keras.Sequential([sigmoid()]), "functional"),
     "code": (lambda: model_of(layers.Lambda(lambda x: x), sigmoid()), "Lambda"),
     "two inputs": (two_inputs, "expected one image"),
-    "colour": (lambda: keras.Sequential([keras.Input((None, None, 3)), sigmoid()]), "expected one"),
-    "of vectors": (lambda: keras.Sequential([keras.Input((5,)), layers.Dense(1)]), "expected one"),
+    "colour": (lambda: model_of(sigmoid(), channels=3), "expected one"),
+    "of vectors": (
+        lambda: keras.Model(*(lambda x: (x, layers.Dense(1)(x)))(keras.Input((5,)))),
+        "expected one",
+    ),
     "unknown layers": (lambda: model_of(layers.Rescaling(2), sigmoid()), "cannot tile"),
     "no sigmoid": (lambda: model_of(layers.Conv2D(1, 3, padding="same")), "no sigmoid"),
     "no numbers": (with_nan, "no numbers"),
@@ -354,7 +371,8 @@ def test_a_model_that_cannot_be_trusted_is_refused(
 def test_a_model_writes_nowhere(trained, folder, tmp_path):
     shutil.copytree(ROOT / "outputs/pretrained", tmp_path / "a/b/run")
     (tmp_path / "a/b/run/model.keras").write_bytes(repack(climbing))
-    run(folder, "--model", tmp_path / "a/b/run", "--no-tta", "--output", tmp_path / "masks")
+    flags = ["--model", tmp_path / "a/b/run", "--no-tta", "--output", tmp_path / "masks"]
+    assert run(folder, *flags) == 0  # Keras leaves the climber out and says so
     assert not list(tmp_path.rglob("climbed*")) and not Path("/climbed.txt").exists()
 
 
@@ -366,7 +384,9 @@ GOOD = {"format": 1, "finished": True, "synthetic": False, "flags": {}, "thresho
     (b"\xff\xfe", "damaged"), (GOOD | {"format": 99}, "newer version"),
     (GOOD | {"format": "1"}, "damaged"), (GOOD | {"threshold": "abc"}, "damaged"),
     (GOOD | {"threshold": 5}, "damaged"), (GOOD | {"threshold": None}, "damaged"),
-    (GOOD | {"scaling": {"mean": None}}, "damaged"), (GOOD | {"pixel_size": -4}, "damaged"),
+    (GOOD | {"scaling": {"mean": None}}, "damaged"), (GOOD | {"scaling": None}, "damaged"),
+    (GOOD | {"scaling": {"deviation": -1}}, "damaged"), (GOOD | {"flags": []}, "damaged"),
+    (GOOD | {"pixel_size": -4}, "damaged"),
     ({key: GOOD[key] for key in GOOD if key != "threshold"}, "no calibrated threshold"),
 ])  # fmt: skip
 def test_a_record_that_cannot_be_trusted_is_refused(
@@ -409,11 +429,8 @@ def soften(label):
 LABELS = {
     "inverted": (each(lambda label: 255 - label), "inverted"),
     "one inverted": (
-        lambda labels: edit(labels[2], lambda label: 255 - label), "slice_3: does not fit"),
+        lambda labels: edit(labels[2], lambda label: 255 - label), "slice_3: inverted"),
     "shifted by one": (shift, "fits the slice after its own"),
-    "one of another slice": (
-        lambda labels: labels[1].write_bytes(encode("PNG", Image.fromarray(
-            synthetic.make_slice(96, 112, 2)[0] < 120).convert("L"))), "slice_2: does not fit"),
     "resized": (each(lambda label: label[::2, ::2]), "must have the same size"),
     "with soft edges": (each(soften), "not a binary label"),
     "all cell": (each(lambda label: label | 255), "one class in all labels"),
@@ -470,13 +487,10 @@ def test_scores_of_what_does_not_fit_are_refused(tmp_path, capsys, spoil, words)
     check_refusal(capsys, words)
 
 
-def test_a_name_never_becomes_part_of_the_page_or_a_formula(predicted):
+def test_a_name_never_becomes_part_of_the_page(predicted):
     output, _ = predicted
     page = (output / "index.html").read_text(encoding="utf-8")
     assert page.count("<script>") == page.count("</script>") == 1  # the page's own
-    for table in (output / "labels").glob("*.csv"):
-        cells = table.read_text().replace("\n", ",").split(",")
-        assert not any(cell.startswith(("=", "@", "+")) for cell in cells)
 
 
 def test_a_disk_that_cannot_be_read_is_said_and_the_rest_done(

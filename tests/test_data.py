@@ -7,6 +7,7 @@ import tifffile
 from PIL import Image
 
 import data
+import kaggle
 from data import Pairs
 from slices import UserError
 from synthetic import make_slice
@@ -125,7 +126,7 @@ def no_network(monkeypatch):
 
 def test_a_cached_download_is_used_without_network(tmp_path, monkeypatch, no_network):
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path))
-    versions = tmp_path / "datasets" / data.HANDLE
+    versions = tmp_path / "datasets" / kaggle.HANDLE
     for version in ("9", "10", "11"):
         LAYOUTS["kaggle"](versions / "versions" / version)
     for version in ("9", "10"):  # 11 is only half there
@@ -148,7 +149,7 @@ def test_a_broken_archive_does_not_stand_in_the_way_of_the_next_try(tmp_path, mo
     import kagglehub
 
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path))
-    archive = tmp_path / "datasets" / data.HANDLE / "1.archive"
+    archive = tmp_path / "datasets" / kaggle.HANDLE / "1.archive"
 
     def receive_a_sign_in_page(handle):
         archive.parent.mkdir(parents=True)

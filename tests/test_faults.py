@@ -242,7 +242,7 @@ def weights(run):
 
 def test_a_training_killed_twenty_times_ends_like_an_undisturbed_one(tmp_path):
     data = write_data_set(tmp_path / "set")
-    flags = ["--epochs", 8, "--filters", 2, 2, "--batch-size", 16, "--seed", 3, "--data", data]
+    flags = ["--epochs", 5, "--filters", 2, 2, "--batch-size", 16, "--seed", 3, "--data", data]
     began = time.monotonic()
     finish(door("train", *flags, "--output", tmp_path / "whole"))
     seconds, run, killed, resumed = time.monotonic() - began, tmp_path / "run", 0, 0
@@ -328,8 +328,12 @@ def test_a_prediction_needs_no_certain_environment(tmp_path, name):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_prediction_in_one_line_and_it_goes_on_later(many, tmp_path, number):
     source, whole, _ = many
-    process = subprocess.Popen(command(source, tmp_path / "masks", "--labels", "--probability"),
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+    process = subprocess.Popen(
+        command(source, tmp_path / "masks", "--labels", "--probability"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # nohup ignores it
+    )
     wait_for(lambda: len(list((tmp_path / "masks").glob("*.png"))) >= 3, process)
     process.send_signal(number)
     said = process.communicate(timeout=60)[1]
