@@ -11,5 +11,6 @@ def test_every_promise_has_a_test():
     for row in rows:
         named = re.findall(r"`(tests/test_\w+\.py)::(\w+)`", row)
         assert named, row
+        assert ("†" in row) == (named[0][0] == "tests/test_faults.py"), row  # all of it is slow
         for file, test in named:
             assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), test
