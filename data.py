@@ -195,7 +195,7 @@ def _check_fit(pairs: Pairs, where: Path) -> None:
     count = len(pairs.names)
     own = [_contrast(pairs.images[i], pairs.labels[i]) for i in range(count)]
     mean = _mean(own)
-    if mean < 0 and np.mean([label.mean() for label in pairs.labels]) < 0.5:
+    if mean < -FITS / 2 and np.mean([label.mean() for label in pairs.labels]) < 0.5:
         raise UserError(
             f"{where}: inverted: what they call membrane is bright, and most of each slice; "
             "expected 0 = membrane, 255 = interior"
