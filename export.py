@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import importlib.util
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -122,7 +123,7 @@ def _write_package(args, path: Path, model: Path, network, record: dict, name: s
             weights,
             network,
             record,
-            name=f"Membrane U-Net {name}",
+            name="Membrane U-Net " + re.sub(r"[^\w+ ()-]", "-", name, flags=re.ASCII),
             author=args.author,
             licence=args.license,
             card=card.read_text(encoding="utf-8") if card.exists() else "",

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -80,12 +81,14 @@ def test_every_format_gives_what_the_network_gives_of_a_real_slice(isbi, tmp_pat
 
 
 def test_a_package_passes_the_formats_own_test_and_says_all_that_is_known(outputs, tmp_path):
-    path = tmp_path / "small.zip"
-    assert run("small", "--output", path, "--author", "A. Student", "--license", "MIT") == 0
+    path, folder = tmp_path / "small.zip", tmp_path / "lr0.1 ü"
+    shutil.copytree(outputs / "small", folder)
+    assert run(folder, "--output", path, "--author", "A. Student", "--license", "MIT") == 0
     for kind in ("keras_v3", "onnx"):
         assert core.test_model(path, weight_format=kind).status == "passed"
     model = core.load_model_description(path)
     assert model.authors[0].name == "A. Student" and model.license == "MIT"
+    assert model.name == "Membrane U-Net lr0-1 -"
     axis = next(axis for axis in model.inputs[0].axes if axis.id == "y")
     out = next(axis for axis in model.outputs[0].axes if axis.id == "y")
     assert (axis.size.step, out.halo) == (2, 18)  # stride and radius of two stages, dilated
