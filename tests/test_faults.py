@@ -95,6 +95,26 @@ def cluster(folder):
             process.communicate()
 
 
+@contextlib.contextmanager
+def small_disk(folder, size):
+    """Gives a folder that holds no more than `size`, and a function that enlarges it."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("may not mount a small disk")
+    try:
+        yield lambda: subprocess.run(["mount", "-o", "remount,size=60m", folder], check=True)
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def check_full(args):
+    """A command that ends for want of space says so in one line."""
+    full = subprocess.run(args, capture_output=True, text=True)
+    assert full.returncode == 2 and len(full.stderr.splitlines()) == 1, full.stderr
+    assert "No space left on device" in full.stderr
+
+
 def test_a_killed_driver_goes_on_where_it_was(stack, tmp_path):
     source, whole = stack
     masks = tmp_path / "masks"
@@ -155,21 +175,12 @@ def test_a_scheduler_that_dies_is_said_in_one_line(stack, tmp_path):
 def test_a_full_disk_is_said_and_what_was_done_is_kept(stack, tmp_path):
     source, whole = stack
     disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=80k", "tmpfs", str(disk)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("may not mount a small disk")
-    try:
-        full = subprocess.run(command(source, disk / "masks"), capture_output=True, text=True)
-        assert full.returncode == 2 and "Traceback" not in full.stderr, full.stderr
-        assert "No space left on device" in full.stderr and len(full.stderr.splitlines()) == 1
+    with small_disk(disk, "80k") as enlarge:
+        check_full(command(source, disk / "masks"))
         assert count(disk / "masks") < 8
-        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
-        again = subprocess.run(command(source, disk / "masks"), capture_output=True, text=True)
-        assert again.returncode == 0 and "Going on" in again.stdout, again.stderr
+        enlarge()
+        assert "Going on" in finish(command(source, disk / "masks"))
         assert np.array_equal(read(disk / "masks"), whole)
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 KILLS = 20
@@ -372,23 +383,36 @@ def test_two_predictions_and_two_trainings_at_once_do_not_meet(many, tmp_path):
 def test_a_disk_that_fills_up_costs_nothing_that_was_done(many, tmp_path, size):
     source, whole, _ = many
     disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("may not mount a small disk")
-    try:
+    with small_disk(disk, size) as enlarge:
         args = command(source, disk / "masks", "--labels", "--probability")
-        full = subprocess.run(args, capture_output=True, text=True)
-        assert full.returncode == 2 and len(full.stderr.splitlines()) == 1, full.stderr
-        assert "No space left on device" in full.stderr
+        check_full(args)
         known = contents(disk / "masks", *MADE)
         assert all(whole[name] == content for name, content in known.items())
-        subprocess.run(["mount", "-o", "remount,size=60m", str(disk)], check=True)
+        enlarge()
         assert "Going on" in finish(args) or size == "40k"
-        again = contents(disk / "masks", *MADE)
-        assert again == whole
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        assert contents(disk / "masks", *MADE) == whole
+
+
+@pytest.mark.parametrize("size", ["40k", "1400k"])
+def test_a_training_on_a_full_disk_keeps_its_epochs(tmp_path, size):
+    data, run = write_data_set(tmp_path / "set"), tmp_path / "disk/run"
+    with small_disk(tmp_path / "disk", size) as enlarge:
+        check_full(door("train", "--data", data, "--epochs", 2, "--output", run))
+        enlarge()
+        if size == "1400k":  # the first epoch was whole
+            assert "Epoch 1/2" not in finish(door("train", "--resume", run))
+            assert json.loads((run / "run.json").read_text())["finished"]
+
+
+@pytest.mark.parametrize("kind, end", [("bioimageio", "zip"), ("onnx", "onnx")])
+def test_an_export_to_a_full_disk_leaves_nothing(tmp_path, kind, end):
+    path = tmp_path / f"disk/network.{end}"
+    args = door("export", "pretrained", "--format", kind, "--output", path)
+    with small_disk(tmp_path / "disk", "300k") as enlarge:
+        check_full(args)
+        assert not any((tmp_path / "disk").iterdir())
+        enlarge()
+        finish(args)
 
 
 def test_twenty_thousand_slices_take_no_more_than_the_first_thousand(tmp_path):

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import tifffile
@@ -34,3 +36,17 @@ def test_many_labels_are_written_with_32_bits_and_the_pixel_size(tmp_path):
             write(labels[0])
         assert np.array_equal(tifffile.imread(path), labels[0].astype(dtype))
         assert slices.read_pixel_size(path) == pytest.approx(4.0)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions")
+@pytest.mark.parametrize("umask, mode", [(0o077, 0o600), (0o022, 0o644)])
+def test_nobody_may_do_more_with_a_file_than_the_user_lets_them(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        files.write_json(tmp_path / "run.json", {})
+        files.write_pages(tmp_path / "mask.png", [np.zeros((2, 2), np.uint8)])
+        with files.writing_labels(tmp_path / "labels.tif", (1, 2, 2), 5, None) as write:
+            write(np.ones((2, 2), int))
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode}
