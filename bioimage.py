@@ -20,9 +20,10 @@ from PIL import Image
 
 from files import write_json
 from grey import DEVIATION, LIMITS, MEAN, to_bytes
+from inference import stride_and_halo
+from runs import SYNTHETIC
 from slices import UserError
 from synthetic import make_slice
-from unet import stride_and_radius
 
 SIDE = 256  # px, of the drawn slice that tests the package and is its cover
 UNET = {"10.1007/978-3-319-24574-4_28": "O. Ronneberger et al. 2015, U-Net"}
@@ -58,36 +59,37 @@ def write_package(
     Raises:
         UserError: the package would not be valid, or would not give what the network gives.
     """
-    stride, radius = stride_and_radius(network)
-    halo = -(-radius // stride) * stride
+    stride, halo = stride_and_halo(network)
     scaling = {"mean": MEAN, "deviation": DEVIATION} | record.get("scaling", {})
-    image = make_slice(SIDE, SIDE, seed=0)[0].astype(np.float32)[None, ..., None]
+    drawn, _ = make_slice(SIDE, SIDE, seed=0)
+    image = drawn.astype(np.float32)[None, ..., None]
     seen = (image - image.mean()) / image.std() * scaling["deviation"] + scaling["mean"]
     probability = np.asarray(network(np.clip(seen, *LIMITS)))
+    size = record.get("pixel_size")
+    unit = {"unit": "nanometer", "scale": size} if size else {}
     flags = record.get("flags", {})
     papers = UNET | (ISBI if flags.get("data") == "kaggle" or flags.get("init") else {})
     # of folders on this machine their names are enough
-    shown = {key: Path(one).name if isinstance(one, str) else one for key, one in flags.items()}
+    named = {key: Path(one).name if isinstance(one, str) else one for key, one in flags.items()}
     description = {
         "name": name,
         "authors": [{"name": author}],
         "license": licence,
         "cite": [{"text": text, "doi": doi} for doi, text in papers.items()],
-        "inputs": [_describe_input(stride, halo, scaling, record.get("pixel_size"))],
-        "outputs": [_describe_output(halo, record.get("pixel_size"))],
+        "inputs": [_describe_input(stride, halo, scaling, unit)],
+        "outputs": [_describe_output(halo, unit)],
         **_describe_rest(network, onnx.load(weights["onnx"])),
     }
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        panels = []
-        for end, tensor in (("input", image), ("output", probability)):
+        shown = to_bytes(probability[0, ..., 0])
+        for end, tensor, picture in (("input", image, drawn), ("output", probability, shown)):
             np.save(folder / f"test_{end}.npy", tensor)
-            panels.append(to_bytes(tensor[0, ..., 0] / (255 if tensor is image else 1)))
-            Image.fromarray(panels[-1]).save(folder / f"sample_{end}.png")
-        Image.fromarray(np.hstack(panels)).save(folder / "cover.png")
+            Image.fromarray(picture).save(folder / f"sample_{end}.png")
+        Image.fromarray(np.hstack([drawn, shown])).save(folder / "cover.png")
         text = _document(card or f"# {name}\n", record, stride, halo)
         (folder / "README.md").write_text(text, encoding="utf-8")
-        write_json(folder / "run.json", record | {"flags": shown})
+        write_json(folder / "run.json", record | {"flags": named})
         for file in weights.values():
             shutil.copyfile(file, folder / f"model{file.suffix}")
         source = folder / "bioimageio.yaml"  # JSON is YAML
@@ -105,10 +107,9 @@ def write_package(
         shutil.move(package, path)
 
 
-def _describe_input(stride: int, halo: int, scaling: dict, pixel_size: float | None) -> dict:
+def _describe_input(stride: int, halo: int, scaling: dict, unit: dict) -> dict:
     """Returns what goes into the network, and how it is brought to the grey values it knows."""
     size = {"min": 2 * halo + stride, "step": stride}
-    unit = {"unit": "nanometer", "scale": pixel_size} if pixel_size else {}
     low, high = LIMITS
     return {
         "id": "image",
@@ -132,9 +133,8 @@ def _describe_input(stride: int, halo: int, scaling: dict, pixel_size: float | N
     }
 
 
-def _describe_output(halo: int, pixel_size: float | None) -> dict:
+def _describe_output(halo: int, unit: dict) -> dict:
     """Returns what comes out of the network."""
-    unit = {"unit": "nanometer", "scale": pixel_size} if pixel_size else {}
     sizes = {axis: {"tensor_id": "image", "axis_id": axis} for axis in "yx"}
     return {
         "id": "probability",
@@ -182,7 +182,7 @@ def _document(card: str, record: dict, stride: int, halo: int) -> str:
         f"{halo} px around them give what the whole slice gives. "
     )
     if record.get("synthetic"):
-        used += "**Trained on drawn slices, to try the program: it knows nothing of tissue.** "
+        used += f"**It was {SYNTHETIC}.** "
     if "threshold" in record:
         used += (
             f"The run's threshold, {record['threshold']:g}, is not meant for single pixels: the "

@@ -75,14 +75,12 @@ def export(args: argparse.Namespace) -> int:
     import runs
     from inference import load_network
 
-    path = runs.find_run(args.run)
-    record = runs.read_run(path) if path.is_dir() else {}
+    path, record, model = runs.open_run(args.run)
     if record and "threshold" not in record:
         raise UserError(f"{path}: has no model yet; python train.py --resume {path}")
     if record.get("synthetic"):
-        print("Note: trained on synthetic slices, to try this program; it knows nothing of tissue")
+        print(f"Note: {runs.SYNTHETIC}")
     name = path.resolve().name if path.is_dir() else path.stem
-    model = path / "model.keras" if path.is_dir() else path
     network = load_network(model)
     output = args.output or runs.OUTPUTS / f"{name}{suffix}"
     if suffix.startswith(".") and output.suffix != suffix:

@@ -75,6 +75,12 @@ def load_network(path: Path) -> keras.Model:
     return model
 
 
+def stride_and_halo(network: keras.Model) -> tuple[int, int]:
+    """Returns of what tiles must start on multiples, and what they carry around them, in px."""
+    stride, radius = stride_and_radius(network)
+    return stride, -(-radius // stride) * stride
+
+
 class Predictor:
     """Predicts slices of any size with one network; may be called from several threads at once.
 
@@ -86,8 +92,7 @@ class Predictor:
     """
 
     def __init__(self, network: keras.Model, tta: bool = False, tile: int = TILE, workers: int = 1):
-        self.stride, radius = stride_and_radius(network)
-        self.halo = -(-radius // self.stride) * self.stride
+        self.stride, self.halo = stride_and_halo(network)
         self.tile = max(tile // self.stride, 1) * self.stride
         self.turns = TURNS if tta else TURNS[:1]
         self.pool = ThreadPoolExecutor(workers)

@@ -32,6 +32,12 @@ class Source:
     pages: int
     first: int  # the number of its first page among all files' pages
 
+    def place(self, folder: Path, kind: str) -> Path:
+        """Returns the file of its "mask", "probability" or "labels" in a folder of masks."""
+        if kind == "labels":
+            return folder / kind / f"{self.file.stem}.tif"
+        return (folder if kind == "mask" else folder / kind) / self.target
+
 
 @dataclass
 class Page:
@@ -215,16 +221,12 @@ def _read_pages(sources: Iterable[Source], folder: Path, recipe: Recipe) -> Iter
 
 def _read_left(source: Source, folder: Path, recipe: Recipe) -> Iterator[dict[str, np.ndarray]]:
     """Yields what the interrupted command that this continues has left of each page."""
-    left = {"mask": folder / source.target}
-    if not left["mask"].exists():  # it comes last: without it, nothing counts
+    if not source.place(folder, "mask").exists():  # it comes last: without it, nothing counts
         yield from repeat({})
-    if recipe.probability:
-        left["probability"] = folder / "probability" / source.target
-    if recipe.labels:
-        left["labels"] = folder / "labels" / f"{source.file.stem}.tif"
-    pages = (slices.read_pages(path, recipe.max_pixels) for path in left.values())
+    kinds = ["mask", *["probability"] * recipe.probability, *["labels"] * recipe.labels]
+    pages = (slices.read_pages(source.place(folder, kind), recipe.max_pixels) for kind in kinds)
     for found in zip(*pages, strict=False):
-        yield dict(zip(left, found, strict=True))
+        yield dict(zip(kinds, found, strict=True))
 
 
 def find_files(source: Path, max_pixels: int) -> tuple[list[Source], list[str]]:

@@ -85,9 +85,7 @@ def predict(args: argparse.Namespace) -> int:
     import unet
     from inference import Predictor, load_network
 
-    path = runs.find_run(args.model)
-    record = runs.read_run(path) if path.is_dir() else {}
-    model_path = path / "model.keras" if path.is_dir() else path
+    path, record, model_path = runs.open_run(args.model)
     network = load_network(model_path)
     args.tta = record.get("tta", True) if args.tta is None else args.tta
     args.threshold = args.threshold or record.get(
@@ -105,7 +103,7 @@ def predict(args: argparse.Namespace) -> int:
     ships = " (ships with this repository)" if path == runs.OUTPUTS / runs.PRETRAINED else ""
     print(f"Model: {runs.shown(path)}{ships}, threshold {args.threshold:g}{averaged}")
     if record.get("synthetic"):
-        print("Note: trained on synthetic slices, to try this program; it knows nothing of tissue")
+        print(f"Note: {runs.SYNTHETIC}")
     dtype, device = unet.choose_dtype()
     predictor = Predictor(unet.with_dtype(network, dtype), args.tta, workers=workers)
     args.input = args.input or _test_slices(record)
@@ -137,15 +135,15 @@ def _predict_files(args, predictor, workers: int, record: dict, about: dict, dev
     import slices
     from figures import draw_contact_sheet
     from pipeline import Recipe, find_files, predict_pages
-    from results import report, show_page, write_masks
+    from results import note_left_out, report, show_page, write_masks
 
     if args.submission and args.submission.exists():
         raise slices.UserError(f"{args.submission}: exists, and nothing is overwritten")
     sources, failed = find_files(args.input, args.max_pixels)
-    about["input_state"] = _fingerprint([one.file for one in sources])
-    folder = _claim_output(args.output, args.input, about)
+    about["input_state"] = runs.fingerprint([one.file for one in sources])
+    folder = runs.claim_output(args.output, args.input, about)
     print(f"Device: {device}\nMasks: {runs.shown(folder)}", flush=True)
-    _note_left_out(args.input)
+    note_left_out(args.input)
     began = time.monotonic()
     total = sum(one.pages for one in sources)
     recipe = Recipe(
@@ -209,14 +207,14 @@ def _predict_volume(
     scale, size = find_scale(args.pixel_size or source.voxel[2], record.get("pixel_size"))
     source = dataclasses.replace(source, voxel=(source.voxel[0], size, size))
     block = blocks.choose_block(source.shape, scale, source.chunk_depth)
-    about |= {"input_state": _fingerprint(source.files), "shape": source.shape, "block": block}
+    about |= {"input_state": runs.fingerprint(source.files), "shape": source.shape, "block": block}
     about = json.loads(json.dumps(about))  # as it will be read again: lists for tuples
     job = blocks.Job(
         source=args.input.resolve(),
         state=about["input_state"],
         model=model.resolve(),
         folder=Path(),
-        name=_name_of(args.input),
+        name=runs.name_of(args.input),
         max_pixels=args.max_pixels,
         threshold=args.threshold,
         plain=args.plain,
@@ -231,7 +229,7 @@ def _predict_volume(
     if args.dry_run:
         print("\n".join(blocks.describe(job, source, predictor, workers)))
         return 0
-    folder = _claim_output(args.output, args.input, about)
+    folder = runs.claim_output(args.output, args.input, about)
     print(f"Device: {args.scheduler or device}\nMasks: {runs.shown(folder)}", flush=True)
     if scale != 1.0:
         print(f"Note: {describe_scale(args.input.name, size, record['pixel_size'])}")
@@ -270,29 +268,10 @@ def _predict_volume(
     return report(folder, membrane, failed, seconds)
 
 
-def _note_left_out(folder: Path) -> None:
-    """Says which files of a folder are not taken for slices."""
-    import slices
-
-    if not folder.is_dir():
-        return
-    others = sorted(path.name for path in folder.iterdir() if not path.is_dir())
-    others = [name for name in others if name[0] != "." and not slices.is_image(name)]
-    if others:
-        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        print(f"Note: left out, no slices by their names: {', '.join(others[:3])}{more}")
-
-
 def _choose(total: int, count: int) -> list[int]:
     """Returns the numbers of so many slices, or of all, evenly chosen."""
     count = min(count, total)
     return [round(i * (total - 1) / max(1, count - 1)) for i in range(count)]
-
-
-def _fingerprint(files: list[Path]) -> str:
-    """Returns what changes when one of the files does."""
-    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(repr(states).encode()).hexdigest()
 
 
 def _test_slices(record: dict) -> Path:
@@ -306,34 +285,6 @@ def _test_slices(record: dict) -> Path:
     if data_set.test is None:
         raise UserError(f"{data_set.root}: has no test slices; name a folder of slices to predict")
     return data_set.test
-
-
-def _claim_output(wanted: str | None, source: Path, about: dict) -> Path:
-    """Returns the folder for the masks: new, empty, or this command's own unfinished one."""
-    import runs
-    from files import write_json
-    from slices import UserError
-
-    default = runs.OUTPUTS / "masks" / _name_of(source)
-    path = default if wanted is None else Path(wanted)
-    if source.is_dir() and path.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"{path}: lies in the input folder; name another --output")
-    try:
-        known = json.loads((path / runs.ABOUT / "prediction.json").read_text("utf-8"))
-        if known | {"model": about["model"]} == about:  # its hash says which, its path from where
-            print(f"Going on with the unfinished masks in {runs.shown(path)}")
-            return path
-    except (OSError, ValueError, TypeError):
-        pass
-    folder = runs.make_folder(wanted, default)
-    write_json(folder / runs.ABOUT / "prediction.json", about)
-    return folder
-
-
-def _name_of(source: Path) -> str:
-    """Returns what the masks of a folder, file or Zarr are called."""
-    source = source.resolve()
-    return source.name.removesuffix(".zarr") if source.is_dir() else source.stem
 
 
 if __name__ == "__main__":

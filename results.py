@@ -90,14 +90,15 @@ def _open_outputs(opened: contextlib.ExitStack, folder: Path, page: Page) -> lis
     The masks come last to their place: where they are, all is.
     """
     source, shape = page.source, (page.source.pages, *page.mask.shape)
-    if (folder / source.target).exists():  # by the interrupted command that this continues
+    mask = source.place(folder, "mask")
+    if mask.exists():  # by the interrupted command that this continues
         return []
-    managers = {"mask": files.writing(folder / source.target, math.prod(shape))}
+    managers = {"mask": files.writing(mask, math.prod(shape))}
     if page.probability is not None:
-        target = folder / "probability" / source.target
+        target = source.place(folder, "probability")
         managers["probability"] = files.writing(target, math.prod(shape))
     if page.labels is not None:
-        target = folder / "labels" / f"{source.file.stem}.tif"
+        target = source.place(folder, "labels")
         # of the pages to come it is only known that no cell is smaller than a speck
         most = page.labels.max() if shape[0] == 1 else math.prod(shape[1:]) // SPECK
         managers["labels"] = files.writing_labels(target, shape, int(most), page.pixel_size)
@@ -142,6 +143,16 @@ def note_inverted(names: list[str], looked_at: Collection, invert: bool) -> None
         print(f"Note: {names[0]}{others} look like bright membranes on dark cells; {advice}")
 
 
+def note_left_out(folder: Path) -> None:
+    """Says which files of a folder are not taken for slices."""
+    if not folder.is_dir():
+        return
+    others = (path for path in folder.iterdir() if not slices.is_image(path.name))
+    names = sorted(path.name for path in others if path.name[0] != "." and not path.is_dir())
+    if names:
+        print(f"Note: left out, no slices by their names: {_some(names)}")
+
+
 def show_progress(total: float, unit: str) -> tqdm:
     """Returns a progress bar for a terminal, or lines now and then for a log."""
     live = sys.stdout.isatty()
@@ -175,10 +186,9 @@ def report(folder: Path, membrane: dict[str, float], failed: list[str], seconds:
             print(f"Look at: {runs.shown(folder / PAGE)}")
     odd = [name for name, part in membrane.items() if not _plausible(part)]
     if odd:
-        more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
         print(
-            f"Note: hardly any or very much membrane in {', '.join(odd[:3])}{more}: is it EM with "
-            "dark membranes on bright cells, near 4 nm per pixel?"
+            f"Note: hardly any or very much membrane in {_some(odd)}: is it EM with dark membranes "
+            "on bright cells, near 4 nm per pixel?"
         )
     for line in failed:
         print(f"predict.py: error: {' '.join(line.split())}", file=sys.stderr)
@@ -189,3 +199,9 @@ def report(folder: Path, membrane: dict[str, float], failed: list[str], seconds:
 
 def _plausible(fraction: float) -> bool:
     return PLAUSIBLE_MEMBRANE[0] <= fraction <= PLAUSIBLE_MEMBRANE[1]
+
+
+def _some(names: list[str]) -> str:
+    """Returns three names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -1,5 +1,6 @@
 """A run: the folder that one training leaves behind, and which one predicts."""
 
+import hashlib
 import json
 import os
 import platform
@@ -10,13 +11,13 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from files import write_json
 from slices import PIXEL_SIZES, UserError
 
 OUTPUTS = Path(__file__).parent / "outputs"
 PRETRAINED, LARGE = "pretrained", "large"  # these ship with the repository
-ABOUT = (
-    "about"  # subfolder of masks: the record of a prediction, its pictures, its unfinished state
-)
+ABOUT = "about"  # in a folder of masks: the record of the prediction, its pictures, its state
+SYNTHETIC = "trained on synthetic slices, to try this program; it knows nothing of tissue"
 DRAWN = "synthetic-slices"  # the data set that --data synthetic draws
 FORMAT = 1  # of run.json; a newer one is refused
 
@@ -99,6 +100,53 @@ def find_run(name: str | None) -> Path:
         f"no finished training on real slices in {shown(OUTPUTS)}; run python train.py, "
         f"or name a model with --model (there are: {_names()})"
     )
+
+
+def open_run(name: str | None) -> tuple[Path, dict, Path]:
+    """Returns what `find_run` finds, its record (of a bare .keras file none), and its model."""
+    path = find_run(name)
+    if path.is_dir():
+        return path, read_run(path), path / "model.keras"
+    return path, {}, path
+
+
+def claim_output(wanted: str | None, source: Path, about: dict) -> Path:
+    """Returns the folder for masks: new, empty, or the same command's own unfinished one.
+
+    Args:
+        wanted: the folder that the user named, or None.
+        source: what is predicted.
+        about: the record of this prediction; the folder gets it at once.
+
+    Raises:
+        UserError: the folder lies in the input, or as `make_folder`.
+    """
+    default = OUTPUTS / "masks" / name_of(source)
+    path = default if wanted is None else Path(wanted)
+    if source.is_dir() and path.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{path}: lies in the input folder; name another --output")
+    try:
+        known = json.loads((path / ABOUT / "prediction.json").read_text("utf-8"))
+        if known | {"model": about["model"]} == about:  # its hash says which, its path from where
+            print(f"Going on with the unfinished masks in {shown(path)}")
+            return path
+    except (OSError, ValueError, TypeError):
+        pass
+    folder = make_folder(wanted, default)
+    write_json(folder / ABOUT / "prediction.json", about)
+    return folder
+
+
+def name_of(source: Path) -> str:
+    """Returns what the masks of a folder, file or Zarr are called."""
+    source = source.resolve()
+    return source.name.removesuffix(".zarr") if source.is_dir() else source.stem
+
+
+def fingerprint(files: list[Path]) -> str:
+    """Returns what changes when one of the files does."""
+    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(repr(states).encode()).hexdigest()
 
 
 def shown(path: Path) -> str:
