@@ -23,9 +23,9 @@ from files import whole_file
 from inference import Predictor
 from masks import make_masker
 from muon import Muon
+from quick import quicken
 from slices import UserError
 from tiles import TileSampler
-from unet import quicken
 
 CHECKPOINT = "checkpoint.npz"  # in the folder of an unfinished run
 COLUMNS = ("epoch", "loss", "membrane_iou", "learning_rate", "seconds")
@@ -61,12 +61,12 @@ class TileTraining(keras.Model):
     def __init__(self, network: keras.Model, sampler: TileSampler):
         super().__init__()
         self.network = network
-        self.compute = quicken(network)
+        self.derive, self.compute = quicken(network)
         self.sampler = sampler
 
     def call(self, images, training=None):
         """Returns the network's P(interior)."""
-        return self.compute(images)
+        return self.compute(images, self.derive())
 
     def train_step(self, numbers):
         """Takes one step on the tiles of these numbers."""
@@ -173,6 +173,7 @@ class _Bookkeeping(keras.callbacks.Callback):
             )
         due = (epoch + 1) % self.every == 0 or epoch + 1 == self.epochs
         if due and self.held_out.names:
+            self.predict.refresh()
             row |= validate(self.predict, self.held_out)
             print(
                 f"\nEpoch {epoch + 1}, validation: "

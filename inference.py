@@ -10,6 +10,8 @@ import json
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
+from itertools import islice, product
 from pathlib import Path
 
 import keras
@@ -18,8 +20,9 @@ import tensorflow as tf
 
 from areas import Area, intersect, shape_of, shift, whole
 from grey import resize
+from quick import quicken
 from slices import UserError, first_line
-from unet import quicken, stride_and_radius
+from unet import stride_and_radius
 
 MODEL_BYTES = 2**30  # of a model, unpacked; beyond is no network that this program can use
 TILE = 512  # px; slices up to this size are one tile
@@ -85,7 +88,7 @@ class Predictor:
     """Predicts slices of any size with one network; may be called from several threads at once.
 
     Args:
-        network: as `unet.build_unet` makes, in any dtype; later changes of its weights count.
+        network: as `unet.build_unet` makes, in any dtype, with the weights it has now.
         tta: whether to average over the 8 flips and rotations of each tile.
         tile: px, the largest side of a tile without its halo; memory grows with its square.
         workers: how many tiles, or flips of one, are computed at the same time.
@@ -96,9 +99,16 @@ class Predictor:
         self.tile = max(tile // self.stride, 1) * self.stride
         self.turns = TURNS if tta else TURNS[:1]
         self.pool = ThreadPoolExecutor(workers)
+        self.derive, compute = quicken(network)
+        self.weights = tf.nest.map_structure(tf.Variable, self.derive())
         self.predict_batch: Callable = tf.function(
-            quicken(network), input_signature=[tf.TensorSpec((None, None, None, 1), tf.float32)]
+            lambda images: compute(images, self.weights),
+            input_signature=[tf.TensorSpec((None, None, None, 1), tf.float32)],
         )
+
+    def refresh(self) -> None:
+        """Takes the weights that the network has now."""
+        tf.nest.map_structure(lambda old, new: old.assign(new), self.weights, self.derive())
 
     def __call__(
         self, image: np.ndarray, scale: float = 1.0, normalise: Callable | None = None
@@ -147,18 +157,19 @@ class Predictor:
 
         def predict(job):
             ((top, tall), (left, wide)), (turns, flip) = job
-            tile = image[np.ix_(tall - read[0].start, wide - read[1].start)]
+            tile = image[_lines(tall - read[0].start)][:, _lines(wide - read[1].start)]
             tile = np.rot90((tile if normalise is None else normalise(tile))[:, ::flip], turns)
             output = self.predict_batch(np.ascontiguousarray(tile)[None, :, :, None])
             output = np.rot90(output.numpy()[0, :, :, 0], -turns)[:, ::flip]
             return output[top.start - tall[0] :, left.start - wide[0] :]
 
-        jobs = ((tile, turn) for tile in tiles for turn in self.turns)
-        outputs = self.pool.map(predict, jobs)
+        jobs = list(product(tiles, self.turns))
+        outputs = map(predict, jobs) if len(jobs) == 1 else self.pool.map(predict, jobs)
         for (top, _), (left, _) in tiles:
-            total = sum(next(outputs) for _ in self.turns)  # in one order: the same to the bit
+            total = reduce(np.add, islice(outputs, len(self.turns)))  # one order: same to the bit
             core = intersect((top, left), area)
-            probability[shift(core, area)] = total[shift(core, (top, left))] / len(self.turns)
+            total = total[shift(core, (top, left))]
+            np.divide(total, len(self.turns), out=probability[shift(core, area)])
         return probability
 
     def needs(self, area: Area, shape: tuple[int, int]) -> Area:
@@ -189,3 +200,9 @@ class Predictor:
             seen = np.where(seen < side, seen, np.maximum(2 * side - 2 - seen, 0))
             cuts.append((slice(start, stop), seen))
         return cuts
+
+
+def _lines(numbers: np.ndarray) -> slice | np.ndarray:
+    """Returns the same lines as a slice where they follow each other: taking these copies none."""
+    first, last = int(numbers[0]), int(numbers[-1])
+    return slice(first, last + 1) if last - first == len(numbers) - 1 else numbers

@@ -4,11 +4,10 @@ After Ronneberger et al. 2015, U-Net: Convolutional networks for biomedical imag
 doi:10.1007/978-3-319-24574-4_28, with zero-padded convolutions and fewer filters.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras import layers
 
@@ -23,7 +22,6 @@ KNOWN_LAYERS = (
     layers.UpSampling2D,
     layers.Concatenate,
 )
-DOUBLING = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], np.float32)  # see `_merge`
 
 
 def build_unet(filters: Sequence[int] = FILTERS, dilation: int = 1) -> keras.Model:
@@ -79,7 +77,7 @@ def stride_and_radius(model: keras.Model) -> tuple[int, int]:
         if not known:
             kind = type(layer).__name__
             raise UserError(f"layer {layer.name} ({kind}): this program cannot tile such a network")
-        inputs = _inputs_of(layer)
+        inputs = inputs_of(layer)
         at = max((step[name] for name in inputs), default=1)  # px of the image per px of its input
         reach = max((radius[name] for name in inputs), default=0)
         if isinstance(layer, layers.Conv2D):
@@ -114,45 +112,13 @@ def with_dtype(model: keras.Model, dtype: str) -> keras.Model:
     return copy
 
 
-def quicken(network: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Returns a function that gives what `network(images)` gives, in two thirds of the time.
-
-    The doubled and the concatenated tensors are never made: a convolution of both is the sum of a
-    convolution of the skip and a transposed one of the small features. The result differs by
-    rounding. Gradients flow to the network's own variables; later changes of them count.
-
-    Args:
-        network: in any dtype. One that `build_unet` does not build is called as it is.
-    """
-    known = {layer.name: layer for layer in network.layers}
-    depth = sum(name.endswith("_pool") for name in known)
-    names = [f"encoder{stage}_conv1" for stage in range(1, depth + 1)] + ["bridge_conv1"]
-    if not all(isinstance(known.get(name), layers.Conv2D) for name in names):
-        return network
-    twin = build_unet(
-        [known[name].filters for name in names], known["bridge_conv1"].dilation_rate[0]
-    )
-    if _describe(twin) != _describe(network):
-        return network
-
-    def compute(images):
-        images = tf.ensure_shape(images, images.shape)  # else lost where XLA has cut the tiles
-        x, skips = tf.cast(images, known["bridge_conv1"].compute_dtype), []
-        for stage in range(1, depth + 1):
-            for number in (1, 2):
-                x = _convolve(known[f"encoder{stage}_conv{number}"], x)
-            skips.append(x)
-            x = tf.nn.max_pool2d(x, 2, 2, "VALID")
-        for number in (1, 2):
-            x = _convolve(known[f"bridge_conv{number}"], x)
-        for stage in range(depth, 0, -1):
-            x = _merge(known[f"decoder{stage}_conv1"], skips.pop(), x)
-            x = _convolve(known[f"decoder{stage}_conv2"], x)
-        last = known["probability"]
-        x = tf.nn.conv2d(x, tf.cast(last.kernel, x.dtype), 1, "VALID")
-        return tf.sigmoid(tf.cast(x, tf.float32) + last.bias)
-
-    return compute
+def inputs_of(layer: layers.Layer) -> list[str]:
+    """Returns the names of the layers that feed a layer."""
+    return [
+        tensor._keras_history.operation.name
+        for node in layer._inbound_nodes
+        for tensor in node.input_tensors
+    ]
 
 
 def choose_dtype() -> tuple[str, str]:
@@ -187,50 +153,6 @@ def _convolve_twice(x, count: int, name: str, dilations: tuple[int, int] = (1, 1
             name=f"{name}_conv{number}",
         )(x)
     return x
-
-
-def _convolve(layer: layers.Conv2D, x: tf.Tensor, extra: tf.Tensor | None = None) -> tf.Tensor:
-    """Computes a layer of `_convolve_twice`, perhaps with something to add, in the dtype of `x`."""
-    kernel = tf.cast(layer.kernel, x.dtype)[:, :, : x.shape[-1]]
-    x = tf.nn.conv2d(x, kernel, 1, "SAME", dilations=layer.dilation_rate)
-    x = tf.nn.bias_add(x, tf.cast(layer.bias, x.dtype))
-    return tf.nn.relu(x if extra is None else x + extra)
-
-
-def _merge(layer: layers.Conv2D, skip: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """Computes a layer of `_convolve_twice` on the skip and the doubled `x`, side by side.
-
-    Doubling, then a kernel of 3, is a transposed convolution of stride 2 with a kernel of 4, each
-    of whose taps is the sum of those taps that see the same small pixel.
-    """
-    kernel = layer.kernel[:, :, skip.shape[-1] :]
-    kernel = tf.einsum("ai,bj,ijcf->abfc", DOUBLING, DOUBLING, kernel)
-    x = tf.nn.conv2d_transpose(x, tf.cast(kernel, x.dtype), tf.shape(skip), 2, "SAME")
-    x.set_shape(skip.shape)  # only where both shapes are known to be one is the sum made in place
-    return _convolve(layer, skip, x)
-
-
-def _describe(network: keras.Model) -> list:
-    """Returns what a network computes, whatever its dtype and weights: layers and connections."""
-    keys = "name", "filters", "kernel_size", "strides", "padding", "dilation_rate", "activation"
-    keys += "use_bias", "pool_size", "size", "interpolation", "axis", "groups", "data_format"
-    return [
-        (
-            layer["class_name"],
-            {key: layer["config"].get(key) for key in keys},
-            _inputs_of(network.get_layer(layer["name"])),
-        )
-        for layer in network.get_config()["layers"]
-    ]
-
-
-def _inputs_of(layer: layers.Layer) -> list[str]:
-    """Returns the names of the layers that feed a layer."""
-    return [
-        tensor._keras_history.operation.name
-        for node in layer._inbound_nodes
-        for tensor in node.input_tensors
-    ]
 
 
 def _cpu_flags() -> set[str]:

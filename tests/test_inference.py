@@ -65,12 +65,15 @@ def test_one_trace_serves_all_sizes(network):
     assert predict.predict_batch.experimental_get_tracing_count() == 1
 
 
-def test_later_training_changes_the_prediction():
+def test_later_training_changes_the_prediction_when_it_is_refreshed():
     network = unet.build_unet((4, 8))
     predict = Predictor(network)
     image = RNG.random((20, 20)).astype(np.float32)
     before = predict(image)
     network.set_weights([weights + 0.1 for weights in network.get_weights()])
+    assert np.array_equal(predict(image), before)
+    predict.refresh()
+    assert np.array_equal(predict(image), Predictor(network)(image))
     assert not np.array_equal(predict(image), before)
 
 

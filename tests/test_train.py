@@ -19,6 +19,7 @@ import runs
 import tiles
 import train
 import unet
+from inference import Predictor, load_network
 
 ROOT = Path(train.__file__).parent
 SMALL = ["--filters", "4", "8", "--batch-size", "2"]
@@ -65,6 +66,9 @@ def test_training_learns(data_set, tmp_path, capsys):
     record = json.loads((output / "run.json").read_text())
     assert record["val_slices"] == ["slice_2", "slice_3"]
     assert record["validation"]["best"]["v_rand"] >= record["validation"]["fixed"]["v_rand"] - 1e-9
+    _, held_out = data.split(data.load_pairs(data.find_data_set(str(data_set), tmp_path)), "2-3")
+    scores = fit.validate(Predictor(load_network(output / "model.keras")), held_out)
+    assert float(rows(output)[-1]["val_loss"]) == pytest.approx(scores["val_loss"], rel=0.02)
 
 
 RESUMED = [*SMALL, "--epochs", "4", "--seed", "5"]

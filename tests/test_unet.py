@@ -1,7 +1,6 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import unet
 
@@ -74,40 +73,3 @@ def test_another_number_format_keeps_weights_and_nearly_the_output():
     assert np.abs(low(image).numpy() - model(image).numpy()).max() < 0.05
     back = unet.with_dtype(low, "float32")
     assert np.array_equal(back(image), model(image))
-
-
-@pytest.mark.parametrize("filters, dilation", [((4, 6, 8), 1), ((4, 6, 8), 2), ((3, 4), 3),
-                                               ((2, 3, 4, 5, 6), 2)])  # fmt: skip
-def test_the_quick_network_has_the_same_output_and_gradients(filters, dilation):
-    network = unet.build_unet(filters, dilation)
-    rng = np.random.default_rng(0)
-    network.set_weights([rng.normal(0, 0.3, w.shape) for w in network.get_weights()])
-    quick = unet.quicken(network)
-    assert quick is not network
-    images = rng.normal(size=(2, 32, 48, 1)).astype(np.float32)
-    results = []
-    for compute in (network, quick):
-        with tf.GradientTape() as tape:
-            output = compute(images)
-            loss = tf.reduce_mean(output**2)
-        results.append([output, *tape.gradient(loss, network.trainable_variables)])
-    for slow, fast in zip(*results, strict=True):
-        np.testing.assert_allclose(fast, slow, rtol=1e-3, atol=1e-5)
-    network.set_weights([w + 0.1 for w in network.get_weights()])
-    np.testing.assert_allclose(quick(images), network(images), rtol=1e-3, atol=1e-5)
-
-
-def test_a_network_of_another_plan_is_computed_as_it_is():
-    plain = unet.build_unet((4, 6, 8))
-
-    def change(layer):
-        config = layer.get_config()
-        if layer.name == "decoder1_conv1":
-            config["activation"] = "elu"
-        return layer.__class__.from_config(config)
-
-    other = keras.models.clone_model(plain, clone_function=change)
-    assert unet.quicken(other) is other
-    image = keras.Input((None, None, 1))
-    foreign = keras.Model(image, keras.layers.Conv2D(1, 1, activation="sigmoid")(image))
-    assert unet.quicken(foreign) is foreign
