@@ -1,19 +1,9 @@
-"""The blocks of a volume: how it is cut, how one is predicted and written, what is done already.
+"""What is done to a block of a volume: predicted, written, shrunk, looked at, timed."""
 
-A block is a range of z with an area of rows and columns: what is written at once. A task is its
-corners, not its pixels; whoever gets it reads what it needs, predicts slice by slice, writes the
-block, and then its marker. So at any moment the markers say what is done, and a run that was
-stopped goes on with the rest.
-"""
-
-import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import product
-from pathlib import Path
 
 import numpy as np
 from skimage.transform import downscale_local_mean
@@ -23,125 +13,11 @@ import grey
 import unet
 import volume
 from areas import pixels_of, shift, whole, widen
-from files import write_json
 from inference import Predictor
-from masks import WINDOW, WINDOW_HALO
+from jobs import Block, Job, mark
+from masks import WINDOW_HALO
 from pipeline import draw_mask
-from runs import ABOUT
 from slices import UnreadableError
-
-SIDE = 12 * WINDOW  # px; longer slices are cut, where masks are made from windows anyway
-SIDE_OF_CHUNKS = 4 * WINDOW  # the same where slices cannot be read one by one
-DEPTH, VOXELS = 16, 2**27  # a block has 16 slices, or as many as are so many voxels
-
-
-@dataclass(frozen=True)
-class Block:
-    """Where a block starts and ends, (z, y, x), in a level of the pyramid: 0 = the volume."""
-
-    level: int
-    start: tuple[int, int, int]
-    stop: tuple[int, int, int]
-
-    @property
-    def name(self) -> str:
-        """Its marker's."""
-        return "-".join(map(str, (self.level, *self.start)))
-
-    @property
-    def z(self) -> slice:
-        """Its slices."""
-        return slice(self.start[0], self.stop[0])
-
-    @property
-    def area(self) -> tuple[slice, slice]:
-        """Its rows and columns."""
-        return slice(self.start[1], self.stop[1]), slice(self.start[2], self.stop[2])
-
-
-@dataclass(frozen=True)
-class Job:
-    """What any process must know to predict any block of a volume.
-
-    Args:
-        source: path of the volume.
-        state: that changes when the volume does.
-        model: path of the network.
-        folder: of the masks.
-        name: what they are called.
-        max_pixels: of a slice.
-        threshold: on P(interior).
-        plain: whether it is put to single pixels, not to whole borders.
-        tta: whether to average 8 flips and rotations.
-        scaling: `grey.normaliser`'s mean and deviation, as pairs.
-        scale: from the volume's pixels to those that the network knows.
-        invert: whether membranes are bright.
-        probability: whether P(interior) is wanted, too.
-        block: shape of the blocks, as `choose_block` gives.
-        levels: of the pyramid, as `volume.plan_levels` gives.
-    """
-
-    source: Path
-    state: str
-    model: Path
-    folder: Path
-    name: str
-    max_pixels: int
-    threshold: float
-    plain: bool
-    tta: bool
-    scaling: tuple[tuple[str, float], ...]
-    scale: float
-    invert: bool
-    probability: bool
-    block: tuple[int, int, int]
-    levels: Sequence[tuple]
-
-    @property
-    def masks(self) -> Path:
-        """The OME-Zarr of the masks."""
-        return self.folder / f"{self.name}.zarr"
-
-    @property
-    def outputs(self) -> list[Path]:
-        """It, and that of P(interior) if wanted."""
-        return [self.masks] + [self.folder / "probability" / self.masks.name] * self.probability
-
-    @property
-    def markers(self) -> Path:
-        """The folder of the finished blocks' markers."""
-        return self.folder / ABOUT / "blocks"
-
-    def cut(self, level: int) -> Iterator[Block]:
-        """Yields the blocks of a level, slice by slice."""
-        shape, _ = self.levels[level]
-        starts = (range(0, side, step) for side, step in zip(shape, self.block, strict=True))
-        for start in product(*starts):
-            ends = zip(start, self.block, shape, strict=True)
-            yield Block(level, start, tuple(min(a + step, side) for a, step, side in ends))
-
-
-def choose_block(
-    shape: tuple[int, int, int], scale: float = 1.0, chunk_depth: int = 1
-) -> tuple[int, int, int]:
-    """Chooses the shape of the blocks, (z, y, x).
-
-    Large slices are cut into parts that start where a mask's windows do. The fewer, the less is
-    computed twice at their borders. But chunks of many slices are read for each block they meet, so
-    there several slices should go into a block. A slice that is resampled is never cut.
-
-    Args:
-        shape: of the volume.
-        scale: from its pixels to those that the network knows.
-        chunk_depth: how many slices must be read at once.
-    """
-    largest = SIDE if chunk_depth == 1 else SIDE_OF_CHUNKS
-    sides = []
-    for side in shape[1:]:
-        count = 1 if scale != 1.0 else -(-side // largest)
-        sides.append(side if count == 1 else -(-side // (count * WINDOW)) * WINDOW)
-    depth = max(1, min(DEPTH, shape[0], VOXELS // math.prod(sides)))
-    return depth, *sides
 
 
 def predict_block(job: Job, source: volume.Volume, predictor: Predictor, block: Block) -> dict:
@@ -173,7 +49,7 @@ def predict_block(job: Job, source: volume.Volume, predictor: Predictor, block: 
     for path, part in zip(job.outputs, (masks, maps), strict=False):
         volume.write_part(path, 0, block.start, part)
     membrane = (masks == 0).sum((1, 2)).tolist()
-    return _mark(job, block, {"membrane": membrane, "computed_in": unet.choose_dtype()[0]})
+    return mark(job, block, {"membrane": membrane, "computed_in": unet.choose_dtype()[0]})
 
 
 def shrink_block(job: Job, block: Block) -> dict:
@@ -188,7 +64,7 @@ def shrink_block(job: Job, block: Block) -> dict:
         odd = [(0, -side % factor) for side, factor in zip(part.shape, factors, strict=True)]
         part = downscale_local_mean(np.pad(part, odd, mode="edge"), factors)
         volume.write_part(path, block.level, block.start, np.round(part).astype(np.uint8))
-    return _mark(job, block, {})
+    return mark(job, block, {})
 
 
 def looks_inverted(job: Job, source: volume.Volume, z: int) -> bool:
@@ -258,16 +134,3 @@ def _read(source: volume.Volume, z: slice, area: tuple) -> tuple[np.ndarray, Seq
 
 def _by(sides: Sequence[int]) -> str:
     return " × ".join(map(str, sides))
-
-
-def read_marker(job: Job, block: Block) -> dict | None:
-    """Returns what a finished block's task returned, None of one that is not finished."""
-    try:
-        return json.loads((job.markers / f"{block.name}.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _mark(job: Job, block: Block, content: dict) -> dict:
-    write_json(job.markers / f"{block.name}.json", content)
-    return content

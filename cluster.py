@@ -29,8 +29,9 @@ import doors
 import unet
 import volume
 from areas import pixels_of
-from blocks import Block, Job, predict_block, read_marker, shrink_block
+from blocks import predict_block, shrink_block
 from inference import Predictor, load_network
+from jobs import Block, Job, read_marker
 from pipeline import PIXELS_IN_FLIGHT, open_threads
 from slices import UnreadableError, UserError, first_line
 

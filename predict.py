@@ -186,6 +186,7 @@ def _predict_volume(
     try:
         import blocks
         import cluster
+        import jobs
         import volume
     except ModuleNotFoundError as error:
         raise slices.UserError(
@@ -206,10 +207,10 @@ def _predict_volume(
     source = volume.open_volume(args.input, args.max_pixels)
     scale, size = find_scale(args.pixel_size or source.voxel[2], record.get("pixel_size"))
     source = dataclasses.replace(source, voxel=(source.voxel[0], size, size))
-    block = blocks.choose_block(source.shape, scale, source.chunk_depth)
+    block = jobs.choose_block(source.shape, scale, source.chunk_depth)
     about |= {"input_state": runs.fingerprint(source.files), "shape": source.shape, "block": block}
     about = json.loads(json.dumps(about))  # as it will be read again: lists for tuples
-    job = blocks.Job(
+    job = jobs.Job(
         source=args.input.resolve(),
         state=about["input_state"],
         model=model.resolve(),

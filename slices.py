@@ -1,4 +1,4 @@
-"""Slices and stacks on disk: formats, polarity, grey values.
+"""Slices and stacks on disk: formats, polarity, pixel sizes.
 
 Every image file that is read goes through here, so that polarity (0 = membrane,
 255 = cell interior, also when a TIFF stores it inverted) and scaling are decided once.

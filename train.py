@@ -11,7 +11,6 @@ import argparse
 import shlex
 import sys
 from datetime import datetime
-from pathlib import Path
 
 import doors
 
@@ -20,7 +19,6 @@ LEARNING_RATE, LEARNING_RATE_LOW = 1e-2, 3e-3  # low: with --init, and for deep 
 DILATION, DILATION_DEEP = 2, 1  # a deep network sees far enough without
 DEEP = 4  # stages, the bridge counted
 TILES_PER_EPOCH, BATCH_SIZE = 96, 8
-LEARNT = 0.1  # membrane IoU on the training tiles; one below is a failed training
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -116,6 +114,7 @@ def train(args: argparse.Namespace) -> int:
     import tiles
     import unet
     from files import write_json
+    from finish import finish
     from slices import UserError, check_pixel_size
 
     record = None
@@ -201,7 +200,7 @@ def train(args: argparse.Namespace) -> int:
         "device": device,
         **runs.describe_versions(),
     }
-    _finish(folder, record, network, held_out, history)
+    finish(folder, record, network, held_out, history)
     if not record["finished"]:
         print(f"Interrupted after epoch {len(history)} of {args.epochs}. Go on with: {resume}")
         return 130
@@ -235,77 +234,6 @@ def _load_initial(args: argparse.Namespace) -> tuple:
     record = runs.read_run(folder)
     args.filters, args.dilation = record["flags"]["filters"], record["flags"]["dilation"]
     return load_network(folder / "model.keras"), record
-
-
-def _finish(folder: Path, record: dict, network, held_out, history: list[dict]) -> None:
-    """Writes model, threshold, pictures and run.json; calibrates if there are held-out slices."""
-    import figures
-    import runs
-    import unet
-    from files import whole_file, write_json
-    from grey import DEVIATION, MEAN
-
-    with whole_file(folder / "model.keras") as part:
-        unet.with_dtype(network, "float32").save(part)
-    figures.draw_curves(folder / "curves.png", history)
-    record |= {"tta": True, "scaling": {"mean": MEAN, "deviation": DEVIATION}}
-    if held_out.names:
-        _calibrate(folder, record, network, held_out)
-    if threshold := record["flags"]["threshold"]:
-        record |= {"threshold": threshold, "threshold_without_tta": threshold}
-    write_json(folder / "run.json", record)
-    if history[-1]["membrane_iou"] < LEARNT:
-        print(
-            "Note: it finds hardly any membrane, even on its own tiles; train longer, or with a "
-            "third of the --learning-rate"
-        )
-    print(f"Threshold on P(interior): {record['threshold']:g}")
-    looks = (
-        f"{runs.shown(folder / 'validation.png')}, curves.png" if held_out.names else "curves.png"
-    )
-    print(f"Pictures to look at: {looks}")
-    print(f"Next: python predict.py --model {shlex.quote(runs.shown(folder))}")
-
-
-def _calibrate(folder: Path, record: dict, network, held_out) -> None:
-    """Scores the held-out slices, chooses the thresholds on them, draws them, prints the scores."""
-    import figures
-    import metrics
-    from inference import Predictor
-    from masks import make_masker
-
-    calibration = {}
-    for tta in (False, True):
-        predict = Predictor(network, tta=tta)
-        probabilities = [predict(image) for image in held_out.images]
-        maskers = [make_masker(probability) for probability in probabilities]
-        calibration[tta] = metrics.calibrate(held_out.labels, maskers)
-    chosen = calibration[True]
-    masks = [masker(chosen["threshold"]) for masker in maskers]
-    figures.draw_validation_sheet(
-        folder / "validation.png",
-        held_out.names,
-        held_out.images,
-        held_out.labels,
-        probabilities,
-        masks,
-        chosen["slices"],
-    )
-    record |= {
-        "threshold": chosen["threshold"],
-        "threshold_without_tta": calibration[False]["threshold"],
-        "validation": chosen,
-        "validation_without_tta": calibration[False],
-    }
-    print(
-        f"\nValidation scores on the {len(held_out.names)} held-out slices "
-        "(fixed: each slice's threshold chosen on the others)"
-    )
-    for title, scores in (("", calibration[False]), (", 8 flips averaged", chosen)):
-        fixed, best = scores["fixed"], scores["best"]
-        quoted = f"{fixed['v_rand']:.4f} / {fixed['v_info']:.4f}" if fixed else "needs two slices"
-        best = f"{best['v_rand']:.4f} / {best['v_info']:.4f}"
-        print(f"  V_rand / V_info{title}: fixed {quoted}, best {best}")
 
 
 def _seed(text: str) -> int:

@@ -13,6 +13,7 @@ import blocks
 import cluster
 import grey
 import inference
+import jobs
 import masks
 import pipeline
 import predict
@@ -27,7 +28,7 @@ STACK = np.stack([synthetic.make_slice(70, 90, seed)[0] for seed in range(6)])
 @pytest.fixture
 def stack(tmp_path, monkeypatch):
     """A volume of drawn slices as Zarr, and blocks of two slices."""
-    monkeypatch.setattr(blocks, "DEPTH", 2)
+    monkeypatch.setattr(jobs, "DEPTH", 2)
     zarr.create_array(str(tmp_path / "stack.zarr"), data=STACK, chunks=(2, 32, 32))
     return tmp_path / "stack.zarr"
 
@@ -52,7 +53,7 @@ def make_job(source, folder, **others):
         "block": (2, 4, 4),
         "levels": [((2, 4, 4), (1, 1, 1))],
     }
-    return blocks.Job(source, folder=folder, name=source.stem, **known | others)
+    return jobs.Job(source, folder=folder, name=source.stem, **known | others)
 
 
 def read(path):
@@ -105,17 +106,18 @@ def test_the_grey_values_of_a_large_slice_are_the_same_from_a_file_and_from_chun
 
 @pytest.mark.parametrize("plain", [True, False])
 def test_masks_do_not_depend_on_the_blocks(tmp_path, monkeypatch, plain):
-    for module in (masks, blocks):
+    for module in (masks, jobs):
         monkeypatch.setattr(module, "WINDOW", 32)
+    for module in (masks, blocks):
         monkeypatch.setattr(module, "WINDOW_HALO", 16)
-    monkeypatch.setattr(blocks, "SIDE", 64)
-    monkeypatch.setattr(blocks, "DEPTH", 2)
+    monkeypatch.setattr(jobs, "SIDE", 64)
+    monkeypatch.setattr(jobs, "DEPTH", 2)
     monkeypatch.setattr(grey, "PATCH", 8)  # grey values are measured on a part of each slice
     big = np.stack([synthetic.make_slice(150, 101, seed)[0] for seed in range(3)])
     zarr.create_array(str(tmp_path / "big.zarr"), data=big, chunks=(2, 32, 32))
     source = volume.open_volume(tmp_path / "big.zarr", 10**6)
     predictor = inference.Predictor(inference.load_network(MODEL / "model.keras"), tile=48)
-    shape = blocks.choose_block(source.shape)
+    shape = jobs.choose_block(source.shape)
     assert shape == (2, 64, 64)
     plan = {"block": shape, "levels": volume.plan_levels(source.shape, source.voxel)}
     settings = {"plain": plain, "probability": True}
@@ -169,12 +171,12 @@ def test_a_truncated_chunk_costs_its_block_and_is_predicted_once_mended(stack, t
 
 def test_a_block_of_nothing_but_membrane_is_not_taken_for_a_missing_one(tmp_path):
     job = make_job(tmp_path / "x.zarr", tmp_path)
-    block = blocks.Block(0, (0, 0, 0), (2, 4, 4))
+    block = jobs.Block(0, (0, 0, 0), (2, 4, 4))
     volume.create_volume(job.masks, (None,) * 3, job.levels, job.block)
     volume.write_part(job.masks, 0, (0, 0, 0), np.zeros((2, 4, 4), np.uint8))
-    assert blocks.read_marker(job, block) is None
-    blocks._mark(job, block, {"membrane": [16, 16]})
-    assert blocks.read_marker(job, block) == {"membrane": [16, 16]}
+    assert jobs.read_marker(job, block) is None
+    jobs.mark(job, block, {"membrane": [16, 16]})
+    assert jobs.read_marker(job, block) == {"membrane": [16, 16]}
 
 
 def test_other_settings_are_not_mixed_into_unfinished_masks(stack, tmp_path, capsys):
@@ -211,12 +213,12 @@ def test_a_scheduler_that_does_not_answer_is_said_in_one_line(stack, tmp_path, m
 
 
 def test_a_huge_slice_is_cut_where_windows_are_and_a_resampled_one_is_not():
-    assert blocks.choose_block((100, 1024, 1024)) == (16, 1024, 1024)
-    assert blocks.choose_block((100, 250, 250)) == (16, 250, 250)
-    assert blocks.choose_block((100, 10_000, 10_000)) == (1, 10_000, 10_000)
-    assert blocks.choose_block((100, 30_000, 3000)) == (4, 10_240, 3000)
-    assert blocks.choose_block((100, 10_000, 3000), chunk_depth=64) == (10, 4096, 3000)
-    assert blocks.choose_block((100, 30_000, 3000), scale=2.0) == (1, 30_000, 3000)
+    assert jobs.choose_block((100, 1024, 1024)) == (16, 1024, 1024)
+    assert jobs.choose_block((100, 250, 250)) == (16, 250, 250)
+    assert jobs.choose_block((100, 10_000, 10_000)) == (1, 10_000, 10_000)
+    assert jobs.choose_block((100, 30_000, 3000)) == (4, 10_240, 3000)
+    assert jobs.choose_block((100, 10_000, 3000), chunk_depth=64) == (10, 4096, 3000)
+    assert jobs.choose_block((100, 30_000, 3000), scale=2.0) == (1, 30_000, 3000)
 
 
 def test_parts_computed_in_different_number_formats_are_said(stack, tmp_path, monkeypatch, capsys):
