@@ -41,7 +41,7 @@ RECIPES = {  # flags of train.py
     "large": ["--filters", "16", "32", "64", "128", "256", "--epochs", "120"],
     "smoke": ["--filters", "4", "8", "--epochs", "1"],
 }
-PLAN = [("small", 0), ("large", 0), ("small", 1), ("large", 1)]  # recipe and seed
+PLAN = [("small", 0), ("large", 0), ("small", 1), ("large", 1), ("small", 2)]  # recipe and seed
 SHIPPED = {"small": "pretrained", "large": "large"}  # recipe: folder in outputs/
 METHODS = {  # of turning the network's output into masks: flips averaged? whole borders?
     "flips averaged": (True, True),

@@ -29,7 +29,7 @@ import doors
 STARTED = time.time()
 RESULT = HERE / "speed.json"
 MODEL = HERE.parent / "outputs" / "pretrained" / "model.keras"
-SIDES = (512, 256)  # px: whole slices, or tiles; each engine is reported at its better one
+SHAPES = ((512, 512), (384, 384), (256, 256), (256, 1024))  # px; each engine is shown at its best
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}  # of P(interior), at most
 CHANNELS_LAST = "PyTorch channels_last"  # its quicker layout, which must be asked for
 COPIED = "Keras, U-Net of 31 M parameters"  # as most tutorials have it
@@ -159,18 +159,20 @@ class Engine:
         self.process.stdin.close()
         end = self.read()
         self.process.wait()
-        seconds = {
-            side: statistics.median(times[side] for times in self.times) for side in self.times[0]
-        }
         work = self.begun["work"]
-        side = max(work, key=lambda one: work[one] / seconds[one])
+        rates = {
+            shape: work[shape] / statistics.median(times[shape] for times in self.times)
+            for shape in work
+        }
+        best = max(rates, key=rates.get)
         kind, engine, precision = self.job
         return {
             "kind": kind,
             "engine": engine,
             "precision": precision,
-            "best": side,
-            "rate": work[side] / seconds[side],
+            "best": best,
+            "rate": rates[best],
+            "rates": rates,
             "first": self.begun.get("first"),
             "peak_mib": end["peak_mib"],
         }
@@ -216,10 +218,10 @@ def serve(args: argparse.Namespace) -> int:
     print(json.dumps({"work": work, **about}), flush=True)
     for _ in sys.stdin:
         seconds = {}
-        for side, run in rounds.items():
+        for shape, run in rounds.items():
             began = time.perf_counter()
             run()
-            seconds[side] = time.perf_counter() - began
+            seconds[shape] = time.perf_counter() - began
         print(json.dumps({"seconds": seconds}), flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"peak_mib": peak}), flush=True)
@@ -231,16 +233,17 @@ def make_network(engine: str, precision: str, scratch: Path) -> tuple[dict, dict
     import numpy as np
 
     predict_all = PREPARE[engine](precision)
-    tiles = {side: cut(read_slices(scratch), side) for side in SIDES}
-    first = np.asarray(predict_all(tiles[512][:1])[0], np.float32).reshape(512, 512)
+    tiles = {name(shape): cut(read_slices(scratch), shape) for shape in SHAPES}
+    whole = name(SHAPES[0])
+    first = np.asarray(predict_all(tiles[whole][:1])[0], np.float32).reshape(SHAPES[0])
     elapsed = time.time() - STARTED
     if engine == COPIED:  # another network, and one slice is enough of it
-        tiles, path = {512: tiles[512][:1]}, None
+        tiles, path = {whole: tiles[whole][:1]}, None
     else:
         path = str(scratch / f"{engine}-{precision}.npy")
         np.save(path, first)
-    rounds = {str(side): lambda t=t: predict_all(t) for side, t in tiles.items()}
-    work = {str(side): len(t) * side**2 / 1e6 for side, t in tiles.items()}
+    rounds = {shape: lambda t=t: predict_all(t) for shape, t in tiles.items()}
+    work = {shape: sum(one.size for one in t) / 1e6 for shape, t in tiles.items()}
     return work, rounds, {"map": path, "first": elapsed}
 
 
@@ -252,10 +255,20 @@ def read_slices(scratch: Path) -> list:
     return [grey.normalise(image) for _, image in slices.read_named(scratch / "slices")]
 
 
-def cut(images: list, side: int) -> list:
-    """Returns tiles of side x side px."""
-    starts = range(0, 512, side)
-    return [image[t : t + side, s : s + side] for image in images for t in starts for s in starts]
+def name(shape: tuple[int, int]) -> str:
+    """Returns how the table names a shape."""
+    return "×".join(map(str, shape))
+
+
+def cut(images: list, shape: tuple[int, int]) -> list:
+    """Returns tiles of a shape, where they are wider than a slice from two side by side."""
+    import numpy as np
+
+    height, width = shape
+    if width > images[0].shape[1]:
+        images = [np.hstack(pair) for pair in zip(images[::2], images[1::2], strict=True)]
+    rows, cols = ([*range(0, a - b + 1, b)] for a, b in zip(images[0].shape, shape, strict=True))
+    return [image[t : t + height, s : s + width] for image in images for t in rows for s in cols]
 
 
 DTYPES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
@@ -360,14 +373,14 @@ def prepare_openvino(precision: str, hint: str) -> Callable:
     options = {"PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": kind}
     core = openvino.Core()
     compiled = {}
-    for side in SIDES:
+    for shape in SHAPES:
         network = core.read_model(write_onnx())
-        network.reshape([1, 1, side, side])
-        compiled[side] = core.compile_model(network, "CPU", options)
+        network.reshape([1, 1, *shape])
+        compiled[shape] = core.compile_model(network, "CPU", options)
 
     def predict(tiles):
         maps = [None] * len(tiles)
-        queue = openvino.AsyncInferQueue(compiled[tiles[0].shape[0]])
+        queue = openvino.AsyncInferQueue(compiled[tiles[0].shape])
 
         def keep(request, place):
             maps[place] = request.get_output_tensor().data.copy()
@@ -490,7 +503,8 @@ def make_pipeline(engine: str, precision: str, scratch: Path) -> tuple[dict, dic
                 for path, mask in zip(paths, masks, strict=True):
                     Image.fromarray(mask).save(Path(out, path.name))
 
-    return {"512": count * 512**2 / 1e6}, {"512": run}, {}
+    whole = name((512, 512))
+    return {whole: count * 512**2 / 1e6}, {whole: run}, {}
 
 
 def make_training(engine: str, precision: str, scratch: Path) -> tuple[dict, dict, dict]:
@@ -538,7 +552,8 @@ def make_training(engine: str, precision: str, scratch: Path) -> tuple[dict, dic
                 logs = model.train_function(batches)
             float(logs["loss"])
 
-    return {"256": steps * batch}, {"256": run}, {}
+    tile = name((256, 256))
+    return {tile: steps * batch}, {tile: run}, {}
 
 
 def draw_tables() -> dict[str, str]:

@@ -116,7 +116,7 @@ def test_masks_do_not_depend_on_the_blocks(tmp_path, monkeypatch, plain):
     big = np.stack([synthetic.make_slice(150, 101, seed)[0] for seed in range(3)])
     zarr.create_array(str(tmp_path / "big.zarr"), data=big, chunks=(2, 32, 32))
     source = volume.open_volume(tmp_path / "big.zarr", 10**6)
-    predictor = inference.Predictor(inference.load_network(MODEL / "model.keras"), tile=48)
+    predictor = inference.Predictor(inference.load_network(MODEL / "model.keras"), tile=(48, 48))
     shape = jobs.choose_block(source.shape)
     assert shape == (2, 64, 64)
     plan = {"block": shape, "levels": volume.plan_levels(source.shape, source.voxel)}

@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import data
 import metrics
@@ -31,7 +32,7 @@ def whole_slice(network, image):
 ])  # fmt: skip
 def test_tiled_prediction_equals_whole_slice(network, size, tile):
     image = RNG.random(size).astype(np.float32)
-    tiled = Predictor(network, tile=tile, workers=2)(image)
+    tiled = Predictor(network, tile=(tile, tile), workers=2)(image)
     assert tiled.shape == size and tiled.dtype == np.float32
     assert np.abs(tiled - whole_slice(network, image)).max() <= 1e-6
 
@@ -54,8 +55,21 @@ def test_averaging_makes_no_difference_between_a_slice_and_its_mirror(network):
 
 def test_averaged_tiles_equal_the_averaged_whole(network):
     image = RNG.random((90, 101)).astype(np.float32)
-    tiled = Predictor(network, tta=True, tile=32)(image)
+    tiled = Predictor(network, tta=True, tile=(32, 32))(image)
     assert np.abs(tiled - Predictor(network, tta=True)(image)).max() <= 1e-6
+
+
+@pytest.mark.parametrize("size, shapes", [
+    ((512, 512), {(512, 512)}),  # as a whole
+    ((512, 1024), {(256 + 20, 1024)}),
+    ((700, 2000), {(236 + 20, 1020), (236 + 40, 1020), (228 + 20, 1020)}),
+])  # fmt: skip
+def test_tiles_have_long_rows_and_a_bounded_number_of_pixels(network, size, shapes):
+    predict, seen = Predictor(network), set()
+    predict.halo = 20
+    predict.predict_batch = lambda batch: seen.add(batch.shape[1:3]) or tf.zeros(batch.shape)
+    predict(np.zeros(size, np.float32))
+    assert seen == shapes
 
 
 def test_one_trace_serves_all_sizes(network):
@@ -91,7 +105,7 @@ def test_a_slice_is_predicted_at_the_scale_the_network_knows():
 
 def test_tiles_are_normalised_as_the_whole_slice_is(network):
     deep = RNG.integers(300, 900, (90, 70)).astype(np.uint16)
-    predict = Predictor(network, tta=True, tile=32)
+    predict = Predictor(network, tta=True, tile=(32, 32))
     lazily = predict(deep, normalise=lambda tile: tile.astype(np.float32) / 1000)
     assert np.array_equal(lazily, predict(deep.astype(np.float32) / 1000))
 
