@@ -1,7 +1,7 @@
 """Measures speed and memory beside what people would use instead: Keras, PyTorch, ONNX, OpenVINO.
 
 pip install -r requirements/bench.txt
-python benchmarks/speed.py            every engine, table and ratios; about ten minutes
+python benchmarks/speed.py            every engine, table and ratios; about twelve minutes
 python benchmarks/speed.py --quick    the ratios only, in under five minutes; writes no table
 
 Every engine has the weights of outputs/pretrained, the same real slices, and a process of its own.
@@ -10,8 +10,10 @@ What is reported is the median of the rounds. Before any timing all must give th
 """
 
 import argparse
+import csv
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -62,6 +64,7 @@ ROUNDS = 5
 PIPELINES = ("ours, --plain", "ours", "naive Keras")  # files to mask files; plain: like naive
 TRAININGS = ("ours", "ours, one constant batch", CHANNELS_LAST)
 SLICES, QUICK_SLICES = 24, 8  # per round
+GOAL = 0.95  # V_rand of the validation slices at their best threshold
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -97,6 +100,8 @@ def measure(args: argparse.Namespace) -> int:
                 for engine in group:
                     engine.take_turn()
             results += [engine.finish() for engine in group]
+        if not args.quick:
+            results += time_training(args.data, Path(scratch, "run"))
         results += time_cold_starts(Path(scratch))
     if args.quick:
         print(draw_table(results))
@@ -121,6 +126,33 @@ def time_cold_starts(scratch: Path) -> list[dict]:
     return [
         {"kind": "start", "engine": what, "precision": "", "first": statistics.median(seconds)}
         for what, seconds in times.items()
+    ]
+
+
+def time_training(source: str, folder: Path) -> list[dict]:
+    """Returns how long train.py takes for an epoch, and until its validation slices score well."""
+    command = [sys.executable, str(HERE.parent / "train.py"), "--data", source]
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [*command, "--output", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    for line in process.stdout:
+        if (score := re.search(r"validation: V_rand ([\d.]+)", line)) and float(score[1]) >= GOAL:
+            break
+    else:
+        raise SystemExit(f"train.py: ended without V_rand {GOAL}")
+    seconds = time.perf_counter() - began
+    process.terminate()  # which it takes as the end of the training
+    process.communicate()
+    with open(folder / "history.csv", encoding="utf-8", newline="") as file:
+        epoch = statistics.median(float(row["seconds"]) for row in csv.DictReader(file))
+    about = {"kind": "training", "precision": ""}
+    return [
+        {**about, "engine": "train.py, an epoch of 96 tiles", "first": epoch},
+        {**about, "engine": f"train.py, to V_rand {GOAL} in validation", "first": seconds},
     ]
 
 
@@ -566,14 +598,14 @@ def draw_tables() -> dict[str, str]:
 def draw_table(results: list[dict]) -> str:
     """Returns the results in Markdown."""
     lines = [
-        "| what | engine | precision | speed | at | first result | peak memory |",
+        "| what | engine | precision | speed | at | time | peak memory |",
         "|---|---|---|---|---|---|---|",
     ]
     units = {"network": "Mpixel/s", "pipeline": "Mpixel/s", "training": "tiles/s"}
     for row in results:
         what = row["kind"], row["engine"], row["precision"]
         first = f"{row['first']:.1f} s" if row["first"] else ""
-        if what[0] == "start":
+        if "rate" not in row:
             cells = (*what, "", "", first, "")
         else:
             speed = f"{row['rate']:.3g} {units[row['kind']]}"
@@ -585,7 +617,7 @@ def draw_table(results: list[dict]) -> str:
 def draw_ratios(results: list[dict]) -> list[str]:
     """Returns how many times as fast as others this repository is, one line each."""
     start, mask = (row["first"] for row in results if row["kind"] == "start")
-    timed = [row for row in results if row["kind"] != "start"]
+    timed = [row for row in results if "rate" in row]
     rate = {(row["kind"], row["engine"], row["precision"]): row["rate"] for row in timed}
 
     def ratio(kind: str, one: tuple[str, str], other: tuple[str, str]) -> str:

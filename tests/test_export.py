@@ -16,6 +16,7 @@ import grey
 import runs
 import slices
 import synthetic
+import unet
 from inference import load_network
 
 with doors.quiet():
@@ -140,6 +141,30 @@ def test_what_cannot_be_exported_is_refused_in_one_line(
     assert len(lines[0]) < 500
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small.bin", "taken.zip"]
     assert (tmp_path / "taken.zip").read_text() == (tmp_path / "small.bin").read_text() == "mine"
+
+
+@pytest.mark.parametrize("wrong, status", [(1, 0), (export.TRIES, 2)])
+def test_an_onnx_file_that_came_out_wrong_is_written_again(
+    outputs, tmp_path, monkeypatch, capsys, wrong, status
+):
+    right, written = load_network(outputs / "small/model.keras"), []
+    untouched = keras.Model.export
+
+    def write(network, path, **how):
+        written.append(path)
+        other = unet.build_unet((2, 2)) if len(written) <= wrong else network
+        untouched(other, path, **how)
+
+    monkeypatch.setattr(keras.Model, "export", write)
+    path = tmp_path / "small.onnx"
+    assert run("small", "--format", "onnx", "--output", path) == status
+    assert len(written) == min(wrong + 1, export.TRIES)
+    if status:
+        assert "does not give what the network gives" in capsys.readouterr().err
+        assert not list(tmp_path.iterdir())
+    else:
+        image = np.random.default_rng(1).random((1, 20, 40, 1), np.float32)
+        assert np.abs(run_onnx(path, image) - right(image)).max() < 1e-4
 
 
 def test_an_unfinished_run_is_refused(outputs, tmp_path, capsys):
