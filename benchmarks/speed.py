@@ -60,7 +60,7 @@ QUICK = [  # those that the ratios need
     (CHANNELS_LAST, "bfloat16"),
     ("OpenVINO throughput", "bfloat16"),
 ]
-ROUNDS = 5
+ROUNDS, TRAINING_ROUNDS = 5, 11  # a tenth is to be seen in the latter, in a second and a half
 PIPELINES = ("ours, --plain", "ours", "naive Keras")  # files to mask files; plain: like naive
 TRAININGS = ("ours", "ours, one constant batch", CHANNELS_LAST)
 SLICES, QUICK_SLICES = 24, 8  # per round
@@ -96,7 +96,7 @@ def measure(args: argparse.Namespace) -> int:
             group = [Engine(job, scratch) for job in jobs if job[0] == kind]
             if kind == "network":
                 check_alike(group)
-            for _ in range(ROUNDS):
+            for _ in range(TRAINING_ROUNDS if kind == "training" else ROUNDS):
                 for engine in group:
                     engine.take_turn()
             results += [engine.finish() for engine in group]
