@@ -17,6 +17,7 @@ import grey
 import kaggle
 import slices
 import synthetic
+from contrast import check_fit
 from slices import UserError
 
 LAYOUTS = (  # images, labels, test images; relative to the data set's root
@@ -26,7 +27,6 @@ LAYOUTS = (  # images, labels, test images; relative to the data set's root
     ("image", "label", "test"),
 )
 PIXEL_SIZE = 4.0  # nm, of ISBI-2012
-FITS = 0.1  # of the grey scale, by which cells are brighter than membrane where a label fits
 MARKER = "SYNTHETIC.txt"  # in the root of a data set drawn by `synthetic`
 SYNTHETIC_SLICES = {"train": 20, "test": 5}
 SYNTHETIC_SIZE = 512
@@ -182,50 +182,8 @@ def _load_pairs(data_set: DataSet) -> Pairs:
         raise UserError(
             f"{data_set.labels}: one class in all labels; expected 0 = membrane, 255 = interior"
         )
-    _check_fit(pairs, data_set.labels)
+    check_fit(pairs.names, pairs.images, pairs.labels, data_set.labels)
     return pairs
-
-
-def _check_fit(pairs: Pairs, where: Path) -> None:
-    """Refuses labels that are inverted, or all of a neighbour: what they call membrane must show.
-
-    On ISBI-2012 cells are brighter than membrane by 0.21 of the grey scale with the slice's own
-    label, by 0.05 with its neighbour's.
-    """
-    count = len(pairs.names)
-    own = [_contrast(pairs.images[i], pairs.labels[i]) for i in range(count)]
-    mean = _mean(own)
-    if mean < -FITS / 2 and np.mean([label.mean() for label in pairs.labels]) < 0.5:
-        raise UserError(
-            f"{where}: inverted: what they call membrane is bright, and most of each slice; "
-            "expected 0 = membrane, 255 = interior"
-        )
-    for step, which in ((1, "before"), (-1, "after")):
-        near = [
-            _contrast(pairs.images[i], pairs.labels[i + step])
-            for i in range(max(0, -step), min(count, count - step))
-            if pairs.images[i].shape == pairs.labels[i + step].shape
-        ]
-        if _mean(near) > max(2 * mean, FITS):
-            raise UserError(
-                f"{where}: each label fits the slice {which} its own; are they shifted?"
-            )
-    for name, contrast in zip(pairs.names, own, strict=True):
-        if abs(mean) > FITS and -contrast * np.sign(mean) > abs(mean) / 2:
-            raise UserError(f"{where / name}: inverted, unlike the others")
-
-
-def _mean(contrasts: Sequence[float]) -> float:
-    """Returns their mean, 0 if there is none."""
-    known = [contrast for contrast in contrasts if not np.isnan(contrast)]
-    return float(np.mean(known)) if known else 0.0
-
-
-def _contrast(image: np.ndarray, label: np.ndarray) -> float:
-    """Returns by how much cells are brighter than membrane; NaN where there is only one of them."""
-    if label.all() or not label.any():
-        return np.nan
-    return float(image[label].mean() - image[~label].mean())
 
 
 def _draw(folder: Path) -> None:
