@@ -1,7 +1,6 @@
-"""The data set: where it comes from, its layouts, pairs, the hold-out.
+"""The data set: download ISBI-2012, find its layout, read pairs, hold out a block, cut tiles.
 
-`find_data_set(None)` downloads ISBI-2012 through kagglehub, once; a folder's layout is recognised
-by looking; "synthetic" draws slices.
+Files and folders everywhere: 0 = membrane, 255 = cell interior.
 """
 
 import re
@@ -10,26 +9,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import kagglehub
 import numpy as np
+import requests
+import tensorflow as tf
 
-import files
-import grey
-import kaggle
-import slices
-import synthetic
-from contrast import check_fit
-from slices import UserError
+from membrane.errors import UserError, first_line
+from membrane.io.kaggle_cache import cached_version, guarded_download, invalidate_cache_on_error
+from membrane.io.labels import check_label_contrast, to_interior
+from membrane.io.normalization import normalize
+from membrane.io.pixel_size import read_pixel_size
+from membrane.io.readers import list_images, read_named
+from membrane.synthetic import SYNTHETIC_MARKER, write_data_set
+from membrane.training.augmentation import load_slices, make_tile
 
+HANDLE = "hamzamohiuddin/isbi-2012-challenge"
+PIXEL_SIZE = 4.0  # nm, of ISBI-2012
 LAYOUTS = (  # images, labels, test images; relative to the data set's root
     ("train/imgs", "train/labels", "test/imgs"),
     ("train-volume.tif", "train-labels.tif", "test-volume.tif"),
     ("train/image", "train/label", "test"),
     ("image", "label", "test"),
 )
-PIXEL_SIZE = 4.0  # nm, of ISBI-2012
-MARKER = "SYNTHETIC.txt"  # in the root of a data set drawn by `synthetic`
-SYNTHETIC_SLICES = {"train": 20, "test": 5}
-SYNTHETIC_SIZE = 512
+BY_HAND = (
+    f"get it by hand from https://www.kaggle.com/datasets/{HANDLE}, or the organisers' "
+    "ISBI-2012-challenge.zip, unpack it and give the folder as --data DIR; "
+    "or try everything on synthetic slices with --data synthetic"
+)
 
 
 @dataclass(frozen=True)
@@ -43,29 +49,28 @@ class DataSet:
     test: Path | None
     fresh: bool = False  # downloaded just now
 
+    @property
     def pixel_size(self) -> float | None:
-        """Returns the side of a pixel in nm, if it is known."""
+        """The side of a pixel in nm, if it is known."""
         if self.source == "kaggle":
             return PIXEL_SIZE
-        return slices.read_pixel_size(
-            slices.list_images(self.images)[0] if self.images.is_dir() else self.images
-        )
+        return read_pixel_size(list_images(self.images)[0] if self.images.is_dir() else self.images)
 
     @property
     def is_synthetic(self) -> bool:
         """Whether its slices are drawn, not photographed."""
-        return (self.root / MARKER).exists()
+        return (self.root / SYNTHETIC_MARKER).exists()
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Labelled slices in memory, in sorted order."""
+    """Labelled slices in memory, in natural order of their names."""
 
     names: list[str]
     images: list[np.ndarray]  # float32 (height, width), normalised
     labels: list[np.ndarray]  # bool (height, width), True = cell interior
 
-    def take(self, indices: Sequence[int]) -> "Pairs":
+    def subset(self, indices: Sequence[int]) -> "Pairs":
         """Returns some of the slices."""
         columns = (self.names, self.images, self.labels)
         return Pairs(*([column[i] for i in indices] for column in columns))
@@ -78,49 +83,105 @@ class Pairs:
         return number
 
 
-def find_data_set(source: str | None, drawn: Path) -> DataSet:
+def find_data_set(source: str | None, synthetic_folder: Path) -> DataSet:
     """Finds, downloads or draws a data set.
 
     Args:
-        source: None or "kaggle" for ISBI-2012 through kagglehub, "synthetic", or a folder.
-        drawn: the folder that holds the synthetic slices, or shall.
+        source: None or "kaggle" for ISBI-2012, "synthetic", or a folder.
+        synthetic_folder: holds the synthetic slices, or shall.
 
     Raises:
         UserError: it cannot be had, or no known layout is in it.
     """
     if source in (None, "kaggle"):
-        root, fresh = kaggle.download()
-        with kaggle.forgotten_if_refused(fresh):
-            return _look(root, "kaggle", fresh)
+        root, fresh = download_isbi2012()
+        with invalidate_cache_on_error(HANDLE, fresh, BY_HAND):
+            return detect_layout(root, "kaggle", fresh)
     if source == "synthetic":
-        if not (drawn / MARKER).exists():
-            _draw(drawn)
-        return _look(drawn, source)
-    root = Path(source)
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder of labelled slices (nor kaggle, nor synthetic)")
-    return _look(root, str(root.resolve()))
+        if not (synthetic_folder / SYNTHETIC_MARKER).exists():
+            write_data_set(synthetic_folder)
+        return detect_layout(synthetic_folder, source)
+    if not Path(source).is_dir():
+        raise UserError(f"{source}: no such folder of labelled slices (nor kaggle, nor synthetic)")
+    return detect_layout(Path(source), str(Path(source).resolve()))
+
+
+def download_isbi2012() -> tuple[Path, bool]:
+    """Downloads ISBI-2012 from Kaggle, once; no account is needed.
+
+    Returns:
+        The folder in kagglehub's cache, and whether it has just been filled. Where it was full
+        before, the network is not asked.
+
+    Raises:
+        UserError: it cannot be had; says how else to get it.
+    """
+    handle = cached_version(HANDLE)
+    try:
+        with guarded_download(HANDLE):
+            return Path(kagglehub.dataset_download(handle)), handle == HANDLE
+    except requests.ConnectionError:
+        reason = "no connection to it"
+    except Exception as error:  # HTTP, an archive that is none, a cache that cannot be written
+        reason = first_line(error)
+    raise UserError(f"{HANDLE} cannot be downloaded from Kaggle ({reason}); {BY_HAND}")
+
+
+def detect_layout(root: Path, source: str, fresh: bool = False) -> DataSet:
+    """Returns the first known layout in `root` or directly below it."""
+    below = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+    for folder in (root, root / "unmodified-data", *below):
+        for images, labels, test in LAYOUTS:
+            if (folder / images).exists() and (folder / labels).exists():
+                found = folder / test if (folder / test).exists() else None
+                return DataSet(source, folder, folder / images, folder / labels, found, fresh)
+    known = "; ".join(f"{images} + {labels}" for images, labels, _ in LAYOUTS)
+    raise UserError(f"{root}: no labelled slices found; expected one of: {known}")
 
 
 def load_pairs(data_set: DataSet) -> Pairs:
-    """Reads all labelled slices and checks that images and labels belong together.
+    """Reads all labelled slices, normalises them, and checks that images and labels fit.
 
     Raises:
         UserError: their number, names or sizes differ, or a label is not binary or inverted, or
             all are of the slice before or after.
     """
-    with kaggle.forgotten_if_refused(data_set.fresh):
-        return _load_pairs(data_set)
+    with invalidate_cache_on_error(HANDLE, data_set.fresh, BY_HAND):
+        images, labels = (list(read_named(path)) for path in (data_set.images, data_set.labels))
+        if len(images) != len(labels):
+            raise UserError(
+                f"{data_set.images} has {len(images)} slices and {data_set.labels} has "
+                f"{len(labels)}; every slice needs its label"
+            )
+        pairs = Pairs([], [], [])
+        for (name, image), (label_name, label) in zip(images, labels, strict=True):
+            if data_set.images.is_dir() and name != label_name:
+                raise UserError(
+                    f"{data_set.images / name} has no label of that name in {data_set.labels} "
+                    f"(found {label_name}); give both the same name"
+                )
+            if image.shape[:2] != label.shape[:2]:
+                sizes = ["{1}x{0}".format(*pixels.shape) for pixels in (image, label)]
+                raise UserError(
+                    f"{data_set.images / name}: a slice of {sizes[0]} px with a label of "
+                    f"{sizes[1]} px; both must have the same size"
+                )
+            pairs.names.append(name)
+            pairs.images.append(normalize(image))
+            pairs.labels.append(to_interior(label, str(data_set.labels / label_name)))
+        check_label_contrast(pairs.names, pairs.images, pairs.labels, data_set.labels)
+        return pairs
 
 
-def split(pairs: Pairs, val_slices: str | None = None) -> tuple[Pairs, Pairs]:
+def hold_out(pairs: Pairs, val_slices: str | None = None) -> tuple[Pairs, Pairs]:
     """Holds out one contiguous block of whole slices.
 
     Neighbouring slices resemble each other, so a random choice would flatter the scores.
 
     Args:
         pairs: all labelled slices.
-        val_slices: "21-25" or "7", counted from 1 in sorted order; "none"; None for the last fifth.
+        val_slices: "21-25" or "7", counted from 1 in natural order; "none"; None for the last
+            fifth.
 
     Returns:
         The slices to train on, and those held out.
@@ -130,7 +191,7 @@ def split(pairs: Pairs, val_slices: str | None = None) -> tuple[Pairs, Pairs]:
     """
     count = len(pairs.names)
     if val_slices == "none":
-        return pairs, pairs.take([])
+        return pairs, pairs.subset([])
     if count < 2:
         raise UserError(
             "one labelled slice only: training needs a second one to validate on, or none at all: "
@@ -147,72 +208,33 @@ def split(pairs: Pairs, val_slices: str | None = None) -> tuple[Pairs, Pairs]:
     if last - first + 1 == count:
         raise UserError(f"--val-slices {val_slices}: no slice is left to train on")
     held_out = range(first - 1, last)
-    training = pairs.take([i for i in range(count) if i not in held_out])
-    validation = pairs.take(held_out)
+    training = pairs.subset([i for i in range(count) if i not in held_out])
+    validation = pairs.subset(held_out)
     if not any(label.any() for label in validation.labels):
         raise UserError(f"slices {first}-{last}: their labels have no interior; hold out others")
     return training, validation
 
 
-def _load_pairs(data_set: DataSet) -> Pairs:
-    """Reads and checks all labelled slices."""
-    images = list(slices.read_named(data_set.images))
-    labels = list(slices.read_named(data_set.labels))
-    if len(images) != len(labels):
-        raise UserError(
-            f"{data_set.images} has {len(images)} slices and {data_set.labels} has {len(labels)}; "
-            "every slice needs its label"
-        )
-    pairs = Pairs([], [], [])
-    for (name, image), (label_name, label) in zip(images, labels, strict=True):
-        if data_set.images.is_dir() and name != label_name:
-            raise UserError(
-                f"{data_set.images / name} has no label of that name in {data_set.labels} "
-                f"(found {label_name}); give both the same name"
-            )
-        if image.shape[:2] != label.shape[:2]:
-            raise UserError(
-                f"{data_set.images / name}: a slice of {_size(image)} px with a label of "
-                f"{_size(label)} px; both must have the same size"
-            )
-        pairs.names.append(name)
-        pairs.images.append(grey.normalise(image))
-        pairs.labels.append(grey.to_interior(label, str(data_set.labels / label_name)))
-    if not any(label.any() for label in pairs.labels) or all(map(np.all, pairs.labels)):
-        raise UserError(
-            f"{data_set.labels}: one class in all labels; expected 0 = membrane, 255 = interior"
-        )
-    check_fit(pairs.names, pairs.images, pairs.labels, data_set.labels)
-    return pairs
+def tiles(pairs: Pairs, numbers: range, batch_size: int, seed: int = 0) -> tf.data.Dataset:
+    """Cuts random 256x256 tiles of the slices and augments them, on the cores beside the training.
 
+    A tile follows from the seed and its number alone, whatever the batch size, so a training can
+    go on where it stopped.
 
-def _draw(folder: Path) -> None:
-    """Writes a data set of synthetic slices with labels; the marker comes last."""
-    seed = 0
-    for part, count in SYNTHETIC_SLICES.items():
-        for number in range(1, count + 1):
-            image, interior = synthetic.make_slice(SYNTHETIC_SIZE, SYNTHETIC_SIZE, seed)
-            name = f"synthetic_{number:04d}.png"
-            files.write_pages(folder / part / "imgs" / name, [image])
-            label = interior * np.uint8(slices.INTERIOR)
-            files.write_pages(folder / part / "labels" / name, [label])
-            seed += 1
-    with files.whole_file(folder / MARKER) as part:
-        part.write_text("These slices are drawn by synthetic.py; no microscope saw them.\n")
+    Args:
+        pairs: labelled slices of any size.
+        numbers: of the tiles.
+        batch_size: tiles per batch; a last one that is not full is dropped.
+        seed: of all random choices.
 
-
-def _look(root: Path, source: str, fresh: bool = False) -> DataSet:
-    """Returns the first known layout in `root` or directly below it."""
-    below = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
-    for folder in (root, root / "unmodified-data", *below):
-        for images, labels, test in LAYOUTS:
-            if (folder / images).exists() and (folder / labels).exists():
-                test_path = folder / test
-                found = test_path if test_path.exists() else None
-                return DataSet(source, folder, folder / images, folder / labels, found, fresh)
-    known = "; ".join(f"{images} + {labels}" for images, labels, _ in LAYOUTS)
-    raise UserError(f"{root}: no labelled slices found; expected one of: {known}")
-
-
-def _size(image: np.ndarray) -> str:
-    return f"{image.shape[1]}x{image.shape[0]}"
+    Returns:
+        Batches of image, float32 (batch, 256, 256, 1), about [0, 1], and label, float32 of the
+        same shape, 0 = membrane, 1 = interior.
+    """
+    slices = load_slices(pairs.images, pairs.labels)
+    return (
+        tf.data.Dataset.range(numbers.start, numbers.stop)
+        .map(lambda number: make_tile(slices, seed, number), num_parallel_calls=tf.data.AUTOTUNE)
+        .batch(batch_size, drop_remainder=True)
+        .prefetch(tf.data.AUTOTUNE)
+    )

@@ -9,78 +9,77 @@ The page beside the masks, index.html, then shows each slice's scores, too.
 import argparse
 import sys
 
-import doors
+from membrane import cli
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Returns the flags."""
-    parser = doors.Parser(prog="evaluate.py", description=__doc__)
+    parser = cli.Parser(prog="evaluate.py", description=__doc__)
     add = parser.add_argument
-    add("predictions", type=doors.path, metavar="PREDICTIONS", help="folder or stack")
-    add("labels", type=doors.path, metavar="LABELS", help="folder or stack: 0 = membrane")
-    add("--threshold", type=doors.fraction, metavar="T", help="on P(interior), for maps")
-    add("--json", type=doors.path, metavar="FILE", help="also write the scores there")
+    add("predictions", type=cli.path, metavar="PREDICTIONS", help="folder or stack")
+    add("labels", type=cli.path, metavar="LABELS", help="folder or stack: 0 = membrane")
+    add("--threshold", type=cli.fraction, metavar="T", help="on P(interior), for maps")
+    add("--json", type=cli.path, metavar="FILE", help="also write the scores there")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
-    return doors.run(evaluate, parse_args(argv), "evaluate.py")
+    return cli.run(evaluate, parse_args(argv), "evaluate.py")
 
 
 def evaluate(args: argparse.Namespace) -> int:
     """Pairs, scores and prints; returns the exit status."""
     import numpy as np
 
-    import files
-    import grey
-    import metrics
-    import slices
+    from membrane import metrics
+    from membrane.errors import UserError
+    from membrane.io.labels import to_interior, to_probability
+    from membrane.io.readers import natural_key, read_named
+    from membrane.io.writers import write_json
 
     if args.json and args.json.exists():
-        raise slices.UserError(
-            f"{args.json}: exists, and nothing is overwritten; name another file"
-        )
-    predictions = dict(slices.read_named(args.predictions))
-    truth = dict(slices.read_named(args.labels))
+        raise UserError(f"{args.json}: exists, and nothing is overwritten; name another file")
+    predictions = dict(read_named(args.predictions))
+    truth = dict(read_named(args.labels))
     if args.predictions.is_file() and args.labels.is_file() and len(predictions) == len(truth):
         truth = dict(zip(predictions, truth.values(), strict=True))  # two stacks, page by page
-    missing = sorted(predictions.keys() - truth.keys(), key=slices.natural_key)
+    missing = sorted(predictions.keys() - truth.keys(), key=natural_key)
     if missing:
-        raise slices.UserError(
+        raise UserError(
             f"{args.predictions}: {missing[0]} has no label of that name in {args.labels}; "
             "predictions and labels are paired by name"
         )
     for name, image in predictions.items():
         if image.shape[:2] != truth[name].shape[:2]:
-            raise slices.UserError(
+            raise UserError(
                 f"{name}: prediction {image.shape[:2]}, label {truth[name].shape[:2]} (height, "
                 "width); both must have the same size"
             )
-    labels = [grey.to_interior(truth[name], f"label {name}") for name in predictions]
+    labels = [to_interior(truth[name], f"label {name}") for name in predictions]
 
     is_map = any(len(np.unique(image)) > 2 for image in predictions.values())
     if is_map and args.threshold is None:
-        raise slices.UserError(f"{args.predictions}: probability maps; give --threshold T")
+        raise UserError(f"{args.predictions}: probability maps; give --threshold T")
     if not is_map and args.threshold is not None:
-        raise slices.UserError(f"{args.predictions}: masks already; leave out --threshold")
+        raise UserError(f"{args.predictions}: masks already; leave out --threshold")
     summary = {"threshold": args.threshold}
     if args.threshold is None:
-        masks = [grey.to_interior(image, f"mask {name}") for name, image in predictions.items()]
+        masks = [to_interior(image, f"mask {name}") for name, image in predictions.items()]
     else:
-        maps = [grey.to_probability(image, name) for name, image in predictions.items()]
+        maps = [to_probability(image, name) for name, image in predictions.items()]
         masks = [probability > args.threshold for probability in maps]
         candidates = sorted({*metrics.THRESHOLDS, args.threshold})
-        best = metrics.calibrate(labels, [one.__gt__ for one in maps], candidates)["best"]
-        summary["v_rand_best"] = best["v_rand"]
-        summary["threshold_best"] = best["v_rand_threshold"]
-        summary["v_info_best"] = best["v_info"]
+        oracle = metrics.calibrate(labels, [one.__gt__ for one in maps], candidates)["oracle"]
+        summary["v_rand_oracle"] = oracle["v_rand"]
+        summary["threshold_oracle"] = oracle["v_rand_threshold"]
+        summary["v_info_oracle"] = oracle["v_info"]
     scores = [metrics.score_slice(label, mask) for label, mask in zip(labels, masks, strict=True)]
     summary = metrics.mean_scores(scores) | summary
 
     page = args.predictions / "index.html"
     if page.is_file() and args.threshold is None:
-        from figures import add_scores  # and Matplotlib, for nothing else here
+        from membrane.viewer.page import add_scores  # and Matplotlib, for nothing else here
 
         shown = [{key: one[key] for key in ("v_rand", "v_info")} for one in scores]
         add_scores(page, dict(zip(predictions, shown, strict=True)))
@@ -93,7 +92,7 @@ def evaluate(args: argparse.Namespace) -> int:
         print(f"{key}: {_show(value)}")
     if args.json:
         rows = [{"name": name, **row} for name, row in zip(predictions, scores, strict=True)]
-        files.write_json(args.json, {**summary, "slices": rows})
+        write_json(args.json, {**summary, "slices": rows})
     return 0
 
 

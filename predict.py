@@ -10,59 +10,53 @@ which ships with the repository, outputs/pretrained. --model large is its larger
 """
 
 import argparse
-import dataclasses
 import hashlib
-import json
-import math
-import shutil
 import sys
 import time
 from pathlib import Path
 
-import doors
+from membrane import cli
 
-SHEET_SLICES, PAGE_SLICES = 30, 1000  # at most, evenly chosen: on the contact sheet, on the page
-LOOKED_AT = 5  # slices that are tested for bright membranes
+THUMBNAIL_PAGES, VIEWER_PAGES = 30, 1000  # at most, evenly chosen: contact sheet, index.html
+POLARITY_SAMPLE = 5  # slices that are tested for bright membranes
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Returns the flags."""
-    parser = doors.Parser(prog="predict.py", description=__doc__)
+    parser = cli.Parser(prog="predict.py", description=__doc__)
     add = parser.add_argument
     input_help = "of PNG, TIFF, JPEG or BMP slices, one such file, or a Zarr"
-    add("input", nargs="?", type=doors.path, metavar="FOLDER", help=input_help)
+    add("input", nargs="?", type=cli.path, metavar="FOLDER", help=input_help)
     model_help = "a run's folder or name in outputs/, or a .keras file"
-    add("--model", type=doors.text, metavar="RUN", help=model_help)
-    add("--output", type=doors.text, metavar="DIR", help="default: a new folder in outputs/masks/")
+    add("--model", type=cli.text, metavar="RUN", help=model_help)
+    add("--output", type=cli.text, metavar="DIR", help="default: a new folder in outputs/masks/")
     threshold_help = "on P(interior), between 0 and 1; default: the run's own"
-    add("--threshold", type=doors.fraction, metavar="T", help=threshold_help)
+    add("--threshold", type=cli.fraction, metavar="T", help=threshold_help)
     plain_help = (
         "a mask is P > T pixel by pixel, as most programs have it: quicker, but one missing pixel "
         "of membrane joins two cells; needs --threshold, best 0.8 to 0.95"
     )
     add("--plain", action="store_true", help=plain_help)
     pixel_help = (
-        "of the slices; they are brought to the model's pixel size and the masks back; default: "
+        "of the slices; they are resampled to the model's pixel size and the masks back; default: "
         "what a TIFF says, else as they are"
     )
-    add("--pixel-size", type=doors.positive(float), metavar="NM", help=pixel_help)
+    add("--pixel-size", type=cli.positive(float), metavar="NM", help=pixel_help)
     add("--invert", action="store_true", help="for slices with bright membranes on dark cells")
     pixels_help = "refuse slices of more than this many pixels; default: 2**30"
-    add("--max-pixels", type=doors.positive(int), default=2**30, metavar="N", help=pixels_help)
+    add("--max-pixels", type=cli.positive(int), default=2**30, metavar="N", help=pixels_help)
     add("--probability", action="store_true", help="also write P(interior) as 8-bit images")
     labels_help = "also number the cells: TIFF labels for Fiji and napari, and a CSV of the cells"
     add("--labels", action="store_true", help=labels_help)
     submission_help = "also write P(interior) as 32-bit pages of one TIFF, as the challenge asked"
-    add("--submission", type=doors.path, metavar="FILE.tif", help=submission_help)
+    add("--submission", type=cli.path, metavar="FILE.tif", help=submission_help)
     tta_help = "average 8 flips and rotations: better masks, 8 times the work; default: the run's"
     add("--tta", action=argparse.BooleanOptionalAction, help=tta_help)
     zarr_help = "write one OME-Zarr instead of images; always so where the input is a Zarr"
     add("--zarr", action="store_true", help=zarr_help)
     scheduler_help = "of a running Dask cluster, such as tcp://host:8786; implies --zarr"
-    add("--scheduler", type=doors.text, metavar="ADDRESS", help=scheduler_help)
-    dry_help = (
-        "only say how a volume would be predicted: blocks, bytes, and how long; implies --zarr"
-    )
+    add("--scheduler", type=cli.text, metavar="ADDRESS", help=scheduler_help)
+    dry_help = "only report how a volume would be predicted: blocks, bytes, time; implies --zarr"
     add("--dry-run", action="store_true", help=dry_help)
     args = parser.parse_args(argv)
     args.zarr |= bool(args.scheduler) or args.dry_run
@@ -73,44 +67,51 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
-    return doors.run(predict, parse_args(argv), "predict.py")
+    return cli.run(predict, parse_args(argv), "predict.py")
 
 
 def predict(args: argparse.Namespace) -> int:
-    """Chooses model and settings, then predicts files or a volume."""
-    doors.import_tensorflow_quietly()
-    workers = doors.share_cores()
-    import runs
-    import slices
-    import unet
-    from inference import Predictor, load_network
+    """Loads the run, settles the flags that it has defaults for, then predicts slices or a volume.
+
+    Returns:
+        The exit status.
+    """
+    cli.start_tensorflow()
+    workers = cli.share_cores()
+    from membrane import runs
+    from membrane.errors import UserError
+    from membrane.inference.precision import choose_precision, load_network, with_dtype
+    from membrane.inference.predictor import Predictor
+    from membrane.io.pixel_size import check_pixel_size
+    from membrane.io.readers import is_zarr
 
     path, record, model_path = runs.open_run(args.model)
     network = load_network(model_path)
     args.tta = record.get("tta", True) if args.tta is None else args.tta
-    args.threshold = args.threshold or record.get(
-        "threshold" if args.tta else "threshold_without_tta"
-    )
+    own_threshold = record.get("threshold" if args.tta else "threshold_without_tta")
+    args.threshold = args.threshold or own_threshold
     if args.threshold is None:
-        raise slices.UserError(f"{path}: has no calibrated threshold; give --threshold T")
-    slices.check_pixel_size(args.pixel_size)
+        raise UserError(f"{path}: has no calibrated threshold; give --threshold T")
+    check_pixel_size(args.pixel_size)
     if args.pixel_size and not record.get("pixel_size"):
-        raise slices.UserError(
+        raise UserError(
             f"{path}: does not know the pixel size it was trained at; leave out --pixel-size, or "
             "train with train.py --pixel-size"
         )
+    precision, device = choose_precision()
+    predictor = Predictor(with_dtype(network, precision), args.tta, workers=workers)
     averaged = ", averaging 8 flips and rotations" if args.tta else ""
     ships = " (ships with this repository)" if path == runs.OUTPUTS / runs.PRETRAINED else ""
-    print(f"Model: {runs.shown(path)}{ships}, threshold {args.threshold:g}{averaged}")
+    print(f"Model: {runs.display_path(path)}{ships}, threshold {args.threshold:g}{averaged}")
     if record.get("synthetic"):
-        print(f"Note: {runs.SYNTHETIC}")
-    dtype, device = unet.choose_dtype()
-    predictor = Predictor(unet.with_dtype(network, dtype), args.tta, workers=workers)
-    args.input = args.input or _test_slices(record)
-    about = {
+        print(f"Note: {runs.SYNTHETIC_NOTE}")
+    if predictor.sees_whole_slices:
+        print("Note: a pixel of its output depends on the whole slice, so slices are not tiled")
+    args.input = args.input or find_test_slices(record)
+    metadata = {
         "finished": False,
         "input": str(args.input.resolve()),
-        "model": runs.shown(path),
+        "model": runs.display_path(path),
         "model_sha256": hashlib.sha256(model_path.read_bytes()).hexdigest(),
         "model_is_synthetic": record.get("synthetic", False),
         "threshold": args.threshold,
@@ -121,168 +122,102 @@ def predict(args: argparse.Namespace) -> int:
         "probability": args.probability,
         "labels": args.labels,
     }
-    if args.zarr or slices.is_zarr(args.input):
-        if args.labels or args.submission:
-            raise slices.UserError("--labels, --submission: of slices and stacks, not of a Zarr")
-        return _predict_volume(args, predictor, workers, model_path, record, about, device)
-    return _predict_files(args, predictor, workers, record, about, device)
+    if not (args.zarr or is_zarr(args.input)):
+        return predict_slices(args, predictor, workers, record, metadata, device)
+    if args.labels or args.submission:
+        raise UserError("--labels, --submission: of slices and stacks, not of a Zarr")
+    try:
+        from membrane.volumes.prediction import predict_volume
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{args.input}: volumes need {error.name}, too; pip install -r requirements/cluster.txt"
+        ) from None
+    return predict_volume(args, predictor, workers, model_path, record, metadata, device, make_mask)
 
 
-def _predict_files(args, predictor, workers: int, record: dict, about: dict, device: str) -> int:
-    """Predicts every file, writes masks, record and contact sheet."""
-    import files
-    import runs
-    import slices
-    from figures import draw_contact_sheet
-    from pipeline import Recipe, find_files, predict_pages
-    from results import note_left_out, report, show_page, write_masks
+def predict_slices(args, predictor, workers: int, record: dict, metadata: dict, device: str) -> int:
+    """Reads, predicts and saves every slice of a folder or stack; returns the exit status."""
+    from membrane import runs
+    from membrane.errors import UserError
+    from membrane.inference import batch, outputs
+    from membrane.io.normalization import make_normalizer, sample_pixels, to_grey
+    from membrane.io.writers import open_maps
+    from membrane.viewer.plots import draw_contact_sheet
 
     if args.submission and args.submission.exists():
-        raise slices.UserError(f"{args.submission}: exists, and nothing is overwritten")
-    sources, failed = find_files(args.input, args.max_pixels)
-    about["input_state"] = runs.fingerprint([one.file for one in sources])
-    folder = runs.claim_output(args.output, args.input, about)
-    print(f"Device: {device}\nMasks: {runs.shown(folder)}", flush=True)
-    note_left_out(args.input)
-    began = time.monotonic()
-    total = sum(one.pages for one in sources)
-    recipe = Recipe(
-        predictor=predictor,
-        threshold=args.threshold,
-        plain=args.plain,
-        scaling=record.get("scaling", {}),
+        raise UserError(f"{args.submission}: exists, and nothing is overwritten")
+    sources, failed = batch.find_sources(args.input, args.max_pixels)
+    metadata["input_state"] = runs.fingerprint([source.file for source in sources])
+    folder = runs.claim_output(args.output, args.input, metadata)
+    print(f"Device: {device}\nMasks: {runs.display_path(folder)}", flush=True)
+    outputs.note_skipped(args.input)
+    total, began = sum(source.pages for source in sources), time.monotonic()
+    config = batch.PredictionConfig(
         pixel_size=record.get("pixel_size"),
-        given_size=args.pixel_size,
+        override_pixel_size=args.pixel_size,
+        max_pixels=args.max_pixels,
         invert=args.invert,
         probability=args.probability,
         submission=bool(args.submission),
         labels=args.labels,
-        max_pixels=args.max_pixels,
-        on_sheet=frozenset(_choose(total, SHEET_SLICES)),
-        on_page=frozenset(_choose(total, PAGE_SLICES)),
-        looked_at=frozenset(_choose(total, LOOKED_AT)),
+        thumbnail_pages=frozenset(outputs.choose_evenly(total, THUMBNAIL_PAGES)),
+        viewer_pages=frozenset(outputs.choose_evenly(total, VIEWER_PAGES)),
+        polarity_sample=frozenset(outputs.choose_evenly(total, POLARITY_SAMPLE)),
     )
-    pages = predict_pages(sources, folder, recipe, workers)
-    with files.writing_maps(args.submission, total) as submit:
-        membrane, sheet, shown = write_masks(pages, total, folder, recipe, failed, submit)
+
+    def predict_slice(page: batch.Page) -> batch.Page:
+        image, scaling = to_grey(page.image), record.get("scaling", {})
+        page.normalize = make_normalizer(sample_pixels(image), **scaling, invert=args.invert)
+        if page.mask is None or args.submission:  # else an interrupted command has left it
+            page.probability = predictor(image, page.scale, page.normalize)
+        if page.mask is None:
+            page.mask = make_mask(page.probability, args.threshold, args.plain)
+        return batch.finish_page(page, config)
+
+    pages = batch.read_slices(sources, folder, config)
+    pages = batch.in_flight(predict_slice, pages, predictor, workers)
+    with open_maps(args.submission, total) as submit:
+        membrane, sheet, shown = outputs.write_masks(pages, total, folder, config, failed, submit)
         if args.submission and failed:
-            raise slices.UserError(f"{args.submission}: not written, pages would lack; {failed[0]}")
+            raise UserError(f"{args.submission}: not written, pages would lack; {failed[0]}")
     seconds = time.monotonic() - began
     if sheet:
-        draw_contact_sheet(folder / runs.ABOUT / "contact_sheet.png", *zip(*sheet, strict=True))
-        show_page(folder, shown, len(membrane), about)
-    about |= {"finished": True, "device": device, "membrane": membrane, "failed": failed}
-    files.write_json(folder / runs.ABOUT / "prediction.json", about)
-    return report(folder, membrane, failed, seconds)
+        contact_sheet = folder / runs.METADATA_DIR / "contact_sheet.png"
+        draw_contact_sheet(contact_sheet, *zip(*sheet, strict=True))
+        outputs.show_page(folder, shown, len(membrane), metadata)
+    outputs.finish_metadata(folder, metadata, device, membrane, failed)
+    return outputs.report(folder, membrane, failed, seconds)
 
 
-def _predict_volume(
-    args, predictor, workers: int, model: Path, record: dict, about: dict, device: str
-) -> int:
-    """Predicts a volume block by block, writes OME-Zarr, record and contact sheet."""
-    import files
-    import slices
+def make_mask(probability, threshold: float, plain: bool = False, region=None):
+    """Turns P(interior) into a mask.
 
-    try:
-        import blocks
-        import cluster
-        import jobs
-        import volume
-    except ModuleNotFoundError as error:
-        raise slices.UserError(
-            f"{args.input}: volumes need {error.name}, too; pip install -r requirements/cluster.txt"
-        ) from None
-    import runs
-    from figures import draw_contact_sheet, make_thumbnail, make_views
-    from pipeline import find_scale
-    from results import (
-        describe_scale,
-        note_inverted,
-        report,
-        show_page,
-        show_progress,
-        write_views,
-    )
+    Args:
+        probability: float32 (height, width) in [0, 1].
+        threshold: on P(interior), in (0, 1): of each pixel if `plain`, else of whole borders.
+        plain: whether single pixels decide.
+        region: rows and columns of the map that a mask is wanted of, as `close_gaps` takes them.
 
-    source = volume.open_volume(args.input, args.max_pixels)
-    scale, size = find_scale(args.pixel_size or source.voxel[2], record.get("pixel_size"))
-    source = dataclasses.replace(source, voxel=(source.voxel[0], size, size))
-    block = jobs.choose_block(source.shape, scale, source.chunk_depth)
-    about |= {"input_state": runs.fingerprint(source.files), "shape": source.shape, "block": block}
-    about = json.loads(json.dumps(about))  # as it will be read again: lists for tuples
-    job = jobs.Job(
-        source=args.input.resolve(),
-        state=about["input_state"],
-        model=model.resolve(),
-        folder=Path(),
-        name=runs.name_of(args.input),
-        max_pixels=args.max_pixels,
-        threshold=args.threshold,
-        plain=args.plain,
-        tta=args.tta,
-        scaling=tuple(record.get("scaling", {}).items()),
-        scale=scale,
-        invert=args.invert,
-        probability=args.probability,
-        block=block,
-        levels=volume.plan_levels(source.shape, source.voxel),
-    )
-    if args.dry_run:
-        print("\n".join(blocks.describe(job, source, predictor, workers)))
-        return 0
-    folder = runs.claim_output(args.output, args.input, about)
-    print(f"Device: {args.scheduler or device}\nMasks: {runs.shown(folder)}", flush=True)
-    if scale != 1.0:
-        print(f"Note: {describe_scale(args.input.name, size, record['pixel_size'])}")
-    job = dataclasses.replace(job, folder=folder.resolve())
-    looked_at = _choose(source.shape[0], LOOKED_AT)
-    inverted = [f"z {z}" for z in looked_at if blocks.looks_inverted(job, source, z)]
-    note_inverted(inverted, looked_at, args.invert)
-    began = time.monotonic()
-    with show_progress(math.prod(source.shape) / 1e6, " Mpixel") as progress:
-        membrane, failed, formats = cluster.predict_volume(
-            job, source, predictor, workers, args.scheduler, progress.update
-        )
-    seconds = time.monotonic() - began
-    if len(formats) > 1:
-        both = " and ".join(sorted(formats))
-        print(
-            f"Note: parts were computed in {both}, by workers of different kinds: masks differ in "
-            "about one pixel of a thousand from those of one kind alone"
-        )
-    if not failed:
-        chosen = _choose(source.shape[0], SHEET_SLICES)
-        images, masks = zip(*(blocks.show(job, source, z) for z in chosen), strict=True)
-        small = [[make_thumbnail(one) for one in parts] for parts in (images, masks)]
-        captions = [f"z {z}" for z in chosen]
-        draw_contact_sheet(folder / runs.ABOUT / "contact_sheet.png", captions, *small)
-        shown = [
-            write_views(folder, make_views(image, mask), z, f"z {z}", membrane[f"z {z}"])
-            for z, image, mask in zip(chosen, images, masks, strict=True)
-        ]
-        show_page(folder, shown, len(membrane), about)
-        about |= {"finished": True, "device": device, "membrane": membrane, "failed": failed}
-        files.write_json(folder / runs.ABOUT / "prediction.json", about)
-        shutil.rmtree(job.markers, ignore_errors=True)
-    else:
-        print("Note: once that is mended, the same command does the rest")
-    return report(folder, membrane, failed, seconds)
+    Returns:
+        bool (height, width) of the region, True = cell interior.
+    """
+    from membrane.inference.masks import FOREGROUND_THRESHOLD, close_gaps
+
+    if plain:
+        mask = probability > threshold
+        return mask if region is None else mask[region].copy()
+    mask = probability > FOREGROUND_THRESHOLD
+    return close_gaps(mask, probability, threshold, region)
 
 
-def _choose(total: int, count: int) -> list[int]:
-    """Returns the numbers of so many slices, or of all, evenly chosen."""
-    count = min(count, total)
-    return [round(i * (total - 1) / max(1, count - 1)) for i in range(count)]
-
-
-def _test_slices(record: dict) -> Path:
+def find_test_slices(record: dict) -> Path:
     """Returns the test slices of the data set that a run was trained on."""
     import data
-    import runs
-    from slices import UserError
+    from membrane import runs
+    from membrane.errors import UserError
 
     source = record.get("flags", {}).get("data")
-    data_set = data.find_data_set(source, runs.OUTPUTS / runs.DRAWN)
+    data_set = data.find_data_set(source, runs.OUTPUTS / runs.SYNTHETIC_SLICES)
     if data_set.test is None:
         raise UserError(f"{data_set.root}: has no test slices; name a folder of slices to predict")
     return data_set.test

@@ -30,6 +30,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 import doors  # noqa: E402 the repository's modules lie one folder up
+
 import train  # noqa: E402
 
 ROWS = HERE / "quality.jsonl"
@@ -76,9 +77,8 @@ def measure(args: argparse.Namespace) -> int:
         write_tables(draw_tables(read_rows(ROWS)))
         return 0
     doors.import_tensorflow_quietly()
-    import tensorflow as tf
-
     import runs
+    import tensorflow as tf
 
     tf.config.experimental.enable_op_determinism()
     scratch = runs.OUTPUTS / "quality"
@@ -108,9 +108,10 @@ def smoke() -> int:
 
 def load_slices(source: str, count: int):
     """Returns the first `count` labelled slices of a data set."""
-    import data
     import runs
     from slices import UserError
+
+    import data
 
     pairs = data.load_pairs(data.find_data_set(source, runs.OUTPUTS / runs.DRAWN))
     if len(pairs.names) < count:
@@ -205,13 +206,13 @@ def fit_network(pairs, flags: Sequence[str], seed: int, folder: Path, initial=No
     Returns:
         The network, and train.py's flags with what else is known of the training.
     """
-    import keras
-
     import fit
+    import keras
     import tiles
-    import unet
     from files import write_json
     from slices import UserError
+
+    import unet
 
     args = settle_flags(flags, seed, initial is not None)
     keras.utils.set_random_seed(seed)
@@ -277,11 +278,12 @@ def score_block(pairs, scratch: Path, job: tuple[str, int, int]) -> dict:
 
 def ship(recipe: str, pairs, rows: list[dict], scratch: Path, target: Path) -> None:
     """Trains on all slices and writes model and run.json, with the cross-validated thresholds."""
-    import data
     import runs
     from files import whole_file, write_json
     from grey import DEVIATION, MEAN
     from slices import UserError
+
+    import data
 
     own = [row for row in rows if row["recipe"] == recipe]
     if not own:
@@ -342,9 +344,8 @@ def summarise(rows: list[dict], method: str) -> dict:
         threshold: the one chosen on all rows.
         blocks: per training, its scores at its fixed threshold.
     """
-    import numpy as np
-
     import metrics
+    import numpy as np
 
     thresholds = np.array(rows[0]["thresholds"])
     table = {

@@ -23,10 +23,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import doors
 import quality
 from quality import HERE
-
-import doors
 
 STARTED = time.time()
 RESULT = HERE / "speed.json"
@@ -226,11 +225,12 @@ def check_alike(engines: list[Engine]) -> None:
 def write_slices(source: str, count: int, folder: Path) -> None:
     """Writes the first slices of a data set as PNG files of 512x512."""
     doors.import_tensorflow_quietly()
-    import data
     import files
     import grey
     import runs
     import slices
+
+    import data
 
     data_set = data.find_data_set(source, runs.OUTPUTS / runs.DRAWN)
     for name, image in list(slices.read_named(data_set.images))[:count]:
@@ -309,8 +309,9 @@ DTYPES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 def load_keras(precision: str):
     """Returns the network in a precision."""
     doors.import_tensorflow_quietly()
-    import unet
     from inference import load_network
+
+    import unet
 
     return unet.with_dtype(load_network(MODEL), DTYPES[precision])
 
@@ -494,6 +495,7 @@ def make_pipeline(engine: str, precision: str, scratch: Path) -> tuple[dict, dic
         from inference import Predictor
         from pipeline import Recipe, find_files, predict_pages
         from results import write_masks
+
         from unet import choose_dtype, with_dtype
 
         network = with_dtype(load_keras("float32"), choose_dtype()[0])
@@ -562,9 +564,8 @@ def make_training(engine: str, precision: str, scratch: Path) -> tuple[dict, dic
                 optimizer.step()
     else:
         network = load_keras(precision)
-        import tensorflow as tf
-
         import fit
+        import tensorflow as tf
         from muon import Muon
         from tiles import TileSampler
 

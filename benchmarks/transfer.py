@@ -13,10 +13,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import doors
 import quality
 from quality import DEFAULT, HERE, ROWS, SCORES, SLICES, fit_network, load_slices, read_rows
 
-import doors
 import train
 
 SHIFTS, OWN = HERE / "shifts.json", HERE / "own_data.jsonl"
@@ -39,9 +39,8 @@ def main(argv: list[str] | None = None) -> int:
 def measure(args: argparse.Namespace) -> int:
     """Does what the flags say."""
     doors.import_tensorflow_quietly()
-    import tensorflow as tf
-
     import runs
+    import tensorflow as tf
     from files import write_json
 
     tf.config.experimental.enable_op_determinism()
@@ -62,17 +61,17 @@ def score_shifts(source: str, pairs, rows: list[dict], scratch: Path) -> dict:
     Returns:
         Of each alteration, the mean V_rand and V_info over all slices.
     """
+    import grey
+    import metrics
     import numpy as np
+    import runs
+    import slices
+    from inference import Predictor, load_network
+    from masks import to_mask
     from scipy import ndimage
 
     import data
-    import grey
-    import metrics
-    import runs
-    import slices
     import unet
-    from inference import Predictor, load_network
-    from masks import to_mask
 
     def clip(image):
         return np.clip(np.round(image), 0, 255).astype(np.uint8)
@@ -167,9 +166,9 @@ def score_own(pairs, folder: Path, job: tuple[int, str]) -> dict:
 def darken(pairs):
     """Returns the slices at 5 nm per pixel, darker and flatter."""
     import numpy as np
+    from grey import normalise, resize
 
     from data import Pairs
-    from grey import normalise, resize
 
     images, labels = [], []
     for image, label in zip(pairs.images, pairs.labels, strict=True):

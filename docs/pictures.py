@@ -12,12 +12,12 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
+import synthetic  # noqa: E402
 from PIL import Image  # noqa: E402
 from selenium import webdriver  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 
 import predict  # noqa: E402
-import synthetic  # noqa: E402
 
 SEEDS = (1, 2, 3)
 SIDE = 512  # px

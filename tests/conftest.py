@@ -1,12 +1,11 @@
 import os
 from pathlib import Path
 
+import doors
 import numpy as np
 import pytest
-from PIL import Image
-
-import doors
 import synthetic
+from PIL import Image
 
 doors.import_tensorflow_quietly()
 
@@ -61,6 +60,7 @@ def data_set(tmp_path_factory):
 def trained(data_set, tmp_path_factory):
     """Outputs with one finished, hardly trained run called "small"."""
     import runs
+
     import train
 
     outputs = tmp_path_factory.mktemp("outputs")

@@ -12,18 +12,18 @@ import zipfile
 import zlib
 from pathlib import Path
 
+import inference
 import keras
 import numpy as np
 import pytest
+import synthetic
 import tifffile
 from keras import layers
 from PIL import Image
 
 import evaluate
 import export
-import inference
 import predict
-import synthetic
 import train
 
 ROOT = Path(predict.__file__).parent

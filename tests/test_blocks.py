@@ -3,23 +3,23 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
-import pytest
-import tifffile
-import zarr
-from PIL import Image
-
 import blocks
 import cluster
 import grey
 import inference
 import jobs
 import masks
+import numpy as np
 import pipeline
-import predict
+import pytest
 import synthetic
-import unet
+import tifffile
 import volume
+import zarr
+from PIL import Image
+
+import predict
+import unet
 
 MODEL = Path(predict.__file__).parent / "outputs/pretrained"
 STACK = np.stack([synthetic.make_slice(70, 90, seed)[0] for seed in range(6)])

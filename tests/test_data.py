@@ -1,16 +1,16 @@
 import shutil
 import socket
 
+import kaggle
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-
-import data
-import kaggle
-from data import Pairs
 from slices import UserError
 from synthetic import make_slice
+
+import data
+from data import Pairs
 
 SLICES = [make_slice(40, 48, seed) for seed in range(12)]
 

@@ -2,9 +2,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import doors
+import pytest
 
 ROOT = Path(doors.__file__).parent
 DOORS = ["train", "predict", "evaluate", "export"]

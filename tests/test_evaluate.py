@@ -1,13 +1,13 @@
 import json
 
+import metrics
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from synthetic import make_slice
 
 import evaluate
-import metrics
-from synthetic import make_slice
 
 SLICES = {f"s{number}": make_slice(60, 70, number)[1] for number in (1, 2, 10)}
 

@@ -4,20 +4,20 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import bioimage
+import doors
+import grey
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
-
-import bioimage
-import doors
-import export
-import grey
 import runs
 import slices
 import synthetic
-import unet
+import tensorflow as tf
 from inference import load_network
+
+import export
+import unet
 
 with doors.quiet():
     import onnxruntime

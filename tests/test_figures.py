@@ -1,7 +1,6 @@
+import figures
 import numpy as np
 from PIL import Image
-
-import figures
 
 RNG = np.random.default_rng(0)
 

@@ -1,11 +1,10 @@
 import os
 
+import files
 import numpy as np
 import pytest
-import tifffile
-
-import files
 import slices
+import tifffile
 
 GREY = np.arange(600, dtype=np.uint8).reshape(20, 30)
 

@@ -1,7 +1,6 @@
+import grey
 import numpy as np
 import pytest
-
-import grey
 import slices
 import synthetic
 from slices import UserError

@@ -1,14 +1,14 @@
 import keras
+import metrics
 import numpy as np
 import pytest
-import tensorflow as tf
-
-import data
-import metrics
 import runs
-import unet
+import tensorflow as tf
 from inference import Predictor, load_network
 from masks import to_mask
+
+import data
+import unet
 
 RNG = np.random.default_rng(0)
 

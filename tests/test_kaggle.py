@@ -6,15 +6,15 @@ import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import kaggle
 import numpy as np
 import pytest
 from conftest import write_data_set
 from kagglesdk import kaggle_env
+from slices import UserError
 
 import data
-import kaggle
 import train
-from slices import UserError
 
 LAYOUT = "unmodified-data/train"
 

@@ -1,10 +1,9 @@
+import masks
 import numpy as np
 import pytest
+from masks import to_mask
 from scipy import special
 from skimage.measure import label as connected_components
-
-import masks
-from masks import to_mask
 
 RNG = np.random.default_rng(0)
 

@@ -1,8 +1,7 @@
+import metrics
 import numpy as np
 import pytest
 from PIL import Image
-
-import metrics
 from slices import UserError
 
 LABEL = np.ones((20, 21), bool)

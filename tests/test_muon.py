@@ -1,7 +1,6 @@
 import keras
 import numpy as np
 import pytest
-
 from muon import ADAM_SHARE, STEP, Muon, orthogonalise
 
 RNG = np.random.default_rng(0)

@@ -1,16 +1,16 @@
 import io
 import shutil
 
+import figures
 import numpy as np
 import pytest
-from PIL import Image
-
-import evaluate
-import figures
-import predict
 import results
 import synthetic
+from PIL import Image
 from runs import OUTPUTS
+
+import evaluate
+import predict
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 NAMES = ("<img src=x onerror=alert(1)>", "b", "c")

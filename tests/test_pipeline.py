@@ -2,10 +2,9 @@ import threading
 import time
 
 import numpy as np
+import pipeline
 import pytest
 from PIL import Image
-
-import pipeline
 from pipeline import Recipe, Source, predict_pages
 
 

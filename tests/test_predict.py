@@ -5,22 +5,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import files
+import grey
 import keras
 import numpy as np
 import pytest
+import runs
+import slices
+import synthetic
 import tifffile
 from conftest import fail_at, write_data_set
+from inference import Predictor
 from napari_builtins.io import napari_get_reader
 from PIL import Image
 
 import data
-import files
-import grey
 import predict
-import runs
-import slices
-import synthetic
-from inference import Predictor
 
 ROOT = Path(predict.__file__).parent
 

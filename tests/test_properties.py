@@ -1,17 +1,17 @@
 """What must hold for every input, tried on those that hypothesis thinks of."""
 
+import grey
+import metrics
 import numpy as np
 import pytest
+import slices
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from inference import Predictor
 from PIL import Image
 
-import grey
-import metrics
-import slices
-from inference import Predictor
 from unet import build_unet
 
 settings.register_profile("here", deadline=None, derandomize=True, max_examples=60)

@@ -9,11 +9,11 @@ from skimage.measure import label as connected_components
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import quality
+import slices
 import speed
 import transfer
 
 import data
-import slices
 import train
 
 

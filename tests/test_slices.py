@@ -1,11 +1,10 @@
 import imagecodecs
 import numpy as np
 import pytest
-import tifffile
-from PIL import Image
-
 import slices
+import tifffile
 from grey import to_grey
+from PIL import Image
 from slices import UnreadableError
 
 RNG = np.random.default_rng(0)

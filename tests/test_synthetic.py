@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-
 from synthetic import make_slice
 
 

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from scipy.ndimage import gaussian_filter
-
-import data
 import tiles
+from scipy.ndimage import gaussian_filter
 from synthetic import make_slice
 from tiles import TileSampler
+
+import data
 
 
 def numbers(first, count=8):

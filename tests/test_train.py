@@ -7,19 +7,19 @@ import sys
 import time
 from pathlib import Path
 
+import fit
 import keras
 import numpy as np
 import pytest
+import runs
+import tiles
 from conftest import fail_at, write_data_set
+from inference import Predictor, load_network
 from PIL import Image
 
 import data
-import fit
-import runs
-import tiles
 import train
 import unet
-from inference import Predictor, load_network
 
 ROOT = Path(train.__file__).parent
 SMALL = ["--filters", "4", "8", "--batch-size", "2"]

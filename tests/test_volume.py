@@ -3,12 +3,11 @@ import json
 import numpy as np
 import pytest
 import tifffile
+import volume
 import zarr
 from ome_zarr.format import FormatV04, FormatV05
 from ome_zarr.writer import write_image
 from PIL import Image
-
-import volume
 from slices import UnreadableError, UserError
 
 RNG = np.random.default_rng(0)

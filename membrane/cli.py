@@ -1,0 +1,211 @@
+"""What all commands do alike: one-line refusals, types of flags, a quiet start."""
+
+import argparse
+import contextlib
+import importlib.util
+import math
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from membrane.errors import UserError
+
+PYTHON = "Python 3.11 to 3.13"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that refuses in one line, not with a page of usage."""
+
+    def __init__(self, **kwargs):
+        style = argparse.RawDescriptionHelpFormatter
+        super().__init__(allow_abbrev=False, formatter_class=style, **kwargs)
+
+    def error(self, message: str) -> None:
+        """Exits with status 2 and one line."""
+        self.exit(2, f"{self.prog}: error: {message}; see python {self.prog} --help\n")
+
+
+def fraction(text: str) -> float:
+    """Returns a flag's number between 0 and 1, both excluded."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text!r}")
+    return value
+
+
+def seed(text: str) -> int:
+    """Returns a flag's whole number, of those that every random generator takes."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"expected a whole number below 2**32, got {text!r}")
+    return int(text)
+
+
+def text(value: str) -> str:
+    """Returns a flag's text, `~` resolved; an empty one, as of an unset variable, is refused."""
+    if not value.strip():
+        raise argparse.ArgumentTypeError("expected a name, got nothing")
+    return os.path.expanduser(value)
+
+
+def path(value: str) -> Path:
+    """Returns a flag's path, as `text`."""
+    return Path(text(value))
+
+
+def positive(kind: type) -> Callable[[str], int | float]:
+    """Returns a parser of finite numbers above zero, as the type of a flag."""
+
+    def parse(text: str) -> int | float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+        return value
+
+    return parse
+
+
+def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace, prog: str) -> int:
+    """Runs a command's work and turns a user's mistake into one line on stderr.
+
+    Returns:
+        The exit status: what `work` returns (0 = all done, 1 = part of it), 2 when it was refused.
+    """
+    _open_closed_streams()
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no fault
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    if sys.version_info < (3, 11):  # noqa: UP036 whoever has an older one learns it
+        print(f"{prog}: error: needs {PYTHON}, this is {sys.version.split()[0]}", file=sys.stderr)
+        return 2
+    try:
+        with _terminated_like_interrupted():
+            return work(args)
+    except UserError as error:
+        message = " ".join(str(error).split())
+    except ModuleNotFoundError as error:
+        message = f"{error.name} is not installed; pip install -r requirements.txt ({PYTHON})"
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read what is printed has gone, such as head
+        _discard_output()
+        return 141
+    except OSError as error:  # of the machine, where no file is to blame
+        message = f"{error.filename or 'cannot go on'}: {error.strerror or error}"
+        _discard_output()
+    print(f"{prog}: error: {message}", file=sys.stderr)
+    return 2
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Lets SIGTERM, as a cluster's queue sends it, end the work as Ctrl-C does."""
+    try:
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _open_closed_streams() -> None:
+    """Opens standard streams that are closed, else the next files would take their numbers."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+
+
+def _discard_output() -> None:
+    """Lets nothing that is still to be printed fail at the end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps the chatter of libraries from the terminal; their failure still shows all they said.
+
+    Some of it comes from C++ before any log level counts, so the descriptors are diverted.
+    """
+    streams = {1: sys.stdout, 2: sys.stderr}
+    for stream in streams.values():
+        stream.flush()
+    kept = {number: os.dup(number) for number in streams}
+    with tempfile.TemporaryFile() as said:
+        for number in kept:
+            os.dup2(said.fileno(), number)
+        try:
+            yield
+        except (UserError, OSError, KeyboardInterrupt):
+            raise
+        except BaseException:
+            said.seek(0)
+            os.write(kept[2], said.read())
+            raise
+        finally:
+            for number, descriptor in kept.items():
+                streams[number].flush()
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+
+
+def check_installed(packages: tuple[str, ...], requirements: str) -> None:
+    """Refuses what needs a package that is missing, and names the file that installs it."""
+    for name in packages:
+        with contextlib.suppress(ModuleNotFoundError):  # of the part before the dot
+            if importlib.util.find_spec(name):
+                continue
+        raise UserError(f"{name} is not installed; pip install -r {requirements}")
+
+
+def start_tensorflow() -> None:
+    """Imports TensorFlow without its start-up chatter.
+
+    GPU memory is taken as needed, not all at once; that must be said before anything is computed.
+    """
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever else the user's Keras is used with
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with quiet():
+        import tensorflow
+
+        tensorflow.get_logger().setLevel("ERROR")
+        for gpu in tensorflow.config.list_physical_devices("GPU"):
+            tensorflow.config.experimental.set_memory_growth(gpu, True)
+
+
+def share_cores(most: int | None = None) -> int:
+    """Lets several computations run at once, each on one core, which is quicker than one on all.
+
+    Args:
+        most: how many cores to take; None for all that this process may use.
+
+    Returns:
+        How many: the cores; two where a GPU computes.
+    """
+    import tensorflow
+
+    if tensorflow.config.list_physical_devices("GPU"):
+        return 2
+    with contextlib.suppress(RuntimeError):  # TensorFlow has computed before, in a test
+        tensorflow.config.threading.set_intra_op_parallelism_threads(1)
+        if most:
+            tensorflow.config.threading.set_inter_op_parallelism_threads(most)
+    if most:
+        return most
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -1,0 +1,219 @@
+"""A run as a BioImage.IO model package, which other programs of the field can open and run.
+
+Format: version 0.5 of https://github.com/bioimage-io/spec-bioimage-io. `export.py` calls this.
+"""
+
+import json
+import re
+import shutil
+import tempfile
+import textwrap
+from pathlib import Path
+
+import keras
+import numpy as np
+import onnx
+import tensorflow as tf
+from bioimageio.core import test_model
+from bioimageio.spec import save_bioimageio_package
+from bioimageio.spec.model.v0_5 import ModelDescr
+from PIL import Image
+
+from membrane.errors import UserError
+from membrane.exports.formats import write_format
+from membrane.inference.receptive_field import stride_and_halo
+from membrane.io.normalization import DEVIATION, LIMITS, MEAN, to_bytes
+from membrane.io.writers import write_json
+from membrane.runs import SYNTHETIC_NOTE
+from membrane.synthetic import make_slice
+
+SIDE = 256  # px, of the drawn slice that tests the package and is its cover
+UNET = {"10.1007/978-3-319-24574-4_28": "O. Ronneberger et al. 2015, U-Net"}
+ISBI = {  # of whose slices the weights were made, alone or after those that ship
+    "10.1371/journal.pbio.1000502": "A. Cardona et al. 2010, the slices of ISBI-2012",
+    "10.3389/fnana.2015.00142": "I. Arganda-Carreras et al. 2015, the challenge ISBI-2012",
+}
+TAGS = ["segmentation", "membrane", "neurons", "electron-microscopy", "unet", "2d"]
+
+
+def write_package(
+    path: Path,
+    model: Path,
+    network: keras.Model,
+    record: dict,
+    name: str,
+    author: str,
+    licence: str,
+) -> None:
+    """Writes a network as a package that bioimageio.core has run from both weight formats.
+
+    Args:
+        path: the .zip to write.
+        model: the network's .keras file; MODEL_CARD.md beside it comes along, if there is one.
+        network: the same, float32.
+        record: its run's run.json, which comes along; may be empty.
+        name: of the run.
+        author: of the network.
+        licence: of its weights, as SPDX names it.
+
+    Raises:
+        UserError: the package would not be valid, or would not give what the network gives.
+    """
+    name = "Membrane U-Net " + re.sub(r"[^\w+ ()-]", "-", name, flags=re.ASCII)
+    card = model.with_name("MODEL_CARD.md")
+    card = card.read_text(encoding="utf-8") if card.exists() else f"# {name}\n"
+    stride, halo = stride_and_halo(network)
+    if halo is None:
+        raise UserError(
+            f"{model}: sees whole slices, of which a BioImage.IO package cannot say how to cut "
+            "them; take another --format"
+        )
+    scaling = {"mean": MEAN, "deviation": DEVIATION} | record.get("scaling", {})
+    drawn, _ = make_slice(SIDE, SIDE, seed=0)
+    image = drawn.astype(np.float32)[None, ..., None]
+    seen = (image - image.mean()) / image.std() * scaling["deviation"] + scaling["mean"]
+    probability = np.asarray(network(np.clip(seen, *LIMITS)))
+    size = record.get("pixel_size")
+    unit = {"unit": "nanometer", "scale": size} if size else {}
+    flags = record.get("flags", {})
+    papers = UNET | (ISBI if flags.get("data") == "kaggle" or flags.get("init") else {})
+    # of folders on this machine their names are enough
+    named = {key: Path(one).name if isinstance(one, str) else one for key, one in flags.items()}
+    description = {
+        "name": name,
+        "authors": [{"name": author}],
+        "license": licence,
+        "cite": [{"text": text, "doi": doi} for doi, text in papers.items()],
+        "inputs": [_describe_input(stride, halo, scaling, unit)],
+        "outputs": [_describe_output(halo, unit)],
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        weights = {"keras_v3": folder / "model.keras", "onnx": folder / "model.onnx"}
+        shutil.copyfile(model, weights["keras_v3"])
+        write_format(network, "onnx", weights["onnx"])
+        description |= _describe_rest(network, onnx.load(weights["onnx"]))
+        shown = to_bytes(probability[0, ..., 0])
+        for end, tensor, picture in (("input", image, drawn), ("output", probability, shown)):
+            np.save(folder / f"test_{end}.npy", tensor)
+            Image.fromarray(picture).save(folder / f"sample_{end}.png")
+        Image.fromarray(np.hstack([drawn, shown])).save(folder / "cover.png")
+        text = _document(card, record, stride, halo)
+        (folder / "README.md").write_text(text, encoding="utf-8")
+        write_json(folder / "run.json", record | {"flags": named})
+        source = folder / "bioimageio.yaml"  # JSON is YAML
+        source.write_text(json.dumps(description), encoding="utf-8")
+        try:
+            package = save_bioimageio_package(source, output_path=folder / "package.zip")
+        except ValueError as error:
+            reason = textwrap.shorten(str(error), 200, placeholder=" …")
+            raise UserError(f"{path.name}: BioImage.IO refuses it: {reason}") from None
+        for kind in weights:
+            result = test_model(package, weight_format=kind)
+            if result.status != "passed":
+                said = "; ".join(error.msg for error in result.errors)
+                raise UserError(f"{path.name}: its test fails, {kind}: {said}")
+        shutil.move(package, path)
+
+
+def _describe_input(stride: int, halo: int, scaling: dict, unit: dict) -> dict:
+    """Returns what goes into the network, and how it is brought to the grey values it knows."""
+    size = {"min": 2 * halo + stride, "step": stride}
+    low, high = LIMITS
+    return {
+        "id": "image",
+        "description": "a grey slice with dark membranes, of any bit depth and exposure",
+        "axes": [
+            {"type": "batch"},
+            *({"type": "space", "id": axis, "size": size, **unit} for axis in "yx"),
+            {"type": "channel", "channel_names": ["grey"]},
+        ],
+        "test_tensor": {"source": "test_input.npy"},
+        "sample_tensor": {"source": "sample_input.png"},
+        "data": {"type": "float32"},
+        "preprocessing": [
+            {"id": "zero_mean_unit_variance", "kwargs": {"axes": ["y", "x", "channel"]}},
+            {
+                "id": "scale_linear",
+                "kwargs": {"gain": scaling["deviation"], "offset": scaling["mean"]},
+            },
+            {"id": "clip", "kwargs": {"min": low, "max": high}},
+        ],
+    }
+
+
+def _describe_output(halo: int, unit: dict) -> dict:
+    """Returns what comes out of the network."""
+    sizes = {axis: {"tensor_id": "image", "axis_id": axis} for axis in "yx"}
+    return {
+        "id": "probability",
+        "description": "P(cell interior); 0 = membrane",
+        "axes": [
+            {"type": "batch"},
+            *(
+                {"type": "space", "id": axis, "size": size, "halo": halo, **unit}
+                for axis, size in sizes.items()
+            ),
+            {"type": "channel", "channel_names": ["interior"]},
+        ],
+        "test_tensor": {"source": "test_output.npy"},
+        "sample_tensor": {"source": "sample_output.png"},
+        "data": {"type": "float32", "range": [0.0, 1.0]},
+    }
+
+
+def _describe_rest(network: keras.Model, graph: onnx.ModelProto) -> dict:
+    """Returns what does not depend on the run."""
+    opset = next(one.version for one in graph.opset_import if not one.domain)
+    return {
+        "type": "model",
+        "format_version": ModelDescr.implemented_format_version,
+        "description": f"P(cell interior) in EM slices, from {network.count_params():,} parameters",
+        "tags": TAGS,
+        "covers": [{"source": "cover.png"}],
+        "documentation": {"source": "README.md"},
+        "attachments": [{"source": "run.json"}],
+        "weights": {
+            "keras_v3": {
+                "source": "model.keras",
+                "keras_version": keras.__version__,
+                "backend": ["tensorflow", tf.__version__],
+            },
+            "onnx": {"source": "model.onnx", "opset_version": opset, "parent": "keras_v3"},
+        },
+    }
+
+
+def _document(card: str, record: dict, stride: int, halo: int) -> str:
+    """Returns the package's README: the model card, how to use the network, how good it is."""
+    used = (
+        f"A slice may have any size; tiles that start on multiples of {stride} px and carry "
+        f"{halo} px around them give what the whole slice gives. "
+    )
+    if record.get("synthetic"):
+        used += f"**It was {SYNTHETIC_NOTE}.** "
+    if "threshold" in record:
+        used += (
+            f"The run's threshold, {record['threshold']:g}, is not meant for single pixels: the "
+            "program that made this package averages 8 flips and rotations and judges borders of "
+            "cells as a whole. For P > T pixel by pixel take 0.8 to 0.95, and try it on slices of "
+            "yours. "
+        )
+    scores = [
+        f"- cross-validated, {title}: V_rand {one['v_rand']:.4f}, V_info {one['v_info']:.4f}"
+        for title, one in record.get("cross_validation", {}).items()
+    ]
+    if "oracle" in (validation := record.get("validation", {})):
+        quoted = validation.get("leave_one_out")
+        one = quoted or validation["oracle"]
+        how = "each at the threshold best for the others" if quoted else "at its best"
+        slices, pair = ", ".join(record["val_slices"]), (one["v_rand"], one["v_info"])
+        scores.append(f"- of {slices}, {how}: V_rand {pair[0]:.4f}, V_info {pair[1]:.4f}")
+    scored = "\n".join(scores) or "None is on record."
+    return (
+        f"{card}\n## In this package\n\n{used}`run.json` is the record of the training.\n\n"
+        "## Validation\n\nScores as the ISBI-2012 challenge defines them, higher is better:\n\n"
+        f"{scored}\n\n"
+        "Score masks of your own labelled slices with a program that gives V_rand and V_info, not "
+        "pixel accuracy: one missing pixel of membrane joins two cells.\n"
+    )

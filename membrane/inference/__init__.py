@@ -1,0 +1,1 @@
+"""From slices to P(interior) to masks and numbered cells, exactly tiled, several at once."""

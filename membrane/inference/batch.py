@@ -1,0 +1,220 @@
+"""Many slices in flight: read ahead, several predicted at once, handed on in order."""
+
+import contextlib
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+
+from membrane.errors import UnreadableError, UserError
+from membrane.inference.masks import label_cells, measure_cells
+from membrane.inference.predictor import Predictor
+from membrane.io.labels import to_mask_bytes
+from membrane.io.normalization import looks_inverted, middle_region, to_bytes, to_grey
+from membrane.io.pixel_size import find_scale, read_pixel_size
+from membrane.io.readers import count_pages, list_images, read_pages
+from membrane.viewer.page import VIEW, make_views, thin
+from membrane.viewer.plots import make_thumbnail
+
+PIXELS_IN_FLIGHT = 2**26  # beyond these, one slice at a time
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of slices."""
+
+    file: Path
+    target: str  # the name of its masks' file
+    pages: int
+    first: int  # the number of its first page among all files' pages
+
+    def output(self, folder: Path, kind: str) -> Path:
+        """Returns the file of its "mask", "probability" or "labels" in a folder of masks."""
+        if kind == "labels":
+            return folder / kind / f"{self.file.stem}.tif"
+        return (folder if kind == "mask" else folder / kind) / self.target
+
+
+@dataclass
+class Page:
+    """One slice on its way; what is not known yet, or not wanted, is None."""
+
+    source: Source
+    number: int  # in its file, from 0
+    image: np.ndarray | None = None  # (height, width[, 3]), as the file has it
+    scale: float = 1.0  # from the file's pixels to those that the network is trained at
+    pixel_size: float | None = None  # nm
+    normalize: Callable | None = None  # its grey values to those that the network is trained on
+    probability: np.ndarray | None = None  # P(interior), float32 (height, width)
+    mask: np.ndarray | None = None  # bool (height, width), or as written: uint8, 255 = interior
+    map: np.ndarray | None = None  # P(interior) as written, uint8 (height, width)
+    labels: np.ndarray | None = None  # (height, width)
+    cells: dict[str, np.ndarray] | None = None  # a table of them
+    error: str | None = None  # why the file cannot be read on
+    in_colour: bool = False
+    looks_inverted: bool = False
+    thumbnails: tuple = ()  # of image and mask
+    views: dict[str, bytes] | None = None  # the viewer's pictures of it
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+        file = self.source.file.name
+        return file if self.source.pages == 1 else f"{file}[{self.number + 1}]"
+
+
+@dataclass(frozen=True)
+class PredictionConfig:
+    """What is read, and what is wanted beside the masks.
+
+    Args:
+        pixel_size: nm, that the network is trained at; None if that is not known.
+        override_pixel_size: nm, of all the slices; None for what their files say.
+        max_pixels: of a slice, and of what the network sees of it.
+        invert: whether membranes are bright.
+        probability: whether P(interior) is wanted, too, as 8-bit images.
+        submission: whether it is wanted as it is.
+        labels: whether the cells are wanted, numbered.
+        thumbnail_pages: the numbers of the pages, among all, that a thumbnail is wanted of.
+        viewer_pages: the numbers of those that the viewer shows.
+        polarity_sample: the numbers of those that tell whether membranes are bright.
+    """
+
+    pixel_size: float | None
+    override_pixel_size: float | None
+    max_pixels: int
+    invert: bool
+    probability: bool
+    submission: bool
+    labels: bool
+    thumbnail_pages: frozenset[int]
+    viewer_pages: frozenset[int]
+    polarity_sample: frozenset[int]
+
+
+def find_sources(path: Path, max_pixels: int) -> tuple[list[Source], list[str]]:
+    """Returns the `Source` of each usable file of a folder, or of one, and why others are not."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; name the slices to predict")
+    sources, failed, taken, first = [], [], {}, 0
+    for file in list_images(path) if path.is_dir() else [path]:
+        try:
+            pages = count_pages(file, max_pixels)
+        except UnreadableError as error:
+            failed.append(str(error))
+            continue
+        target = f"{file.stem}.png" if pages == 1 else f"{file.stem}.tif"
+        other = taken.setdefault(file.stem.casefold(), file)
+        if other != file:
+            raise UserError(
+                f"{other} and {file.name} would both be written to {target}; rename one of them"
+            )
+        sources.append(Source(file, target, pages, first))
+        first += pages
+    return sources, failed
+
+
+def read_slices(
+    sources: Iterable[Source], folder: Path, config: PredictionConfig
+) -> Iterator[Page]:
+    """Yields the pages of all files, with what an interrupted command has left of them in folder.
+
+    Of a file that cannot be read on, the last one has an `error`.
+    """
+    for source in sources:
+        number = 0
+        try:
+            size = config.override_pixel_size or read_pixel_size(source.file)
+            scale = find_scale(size, config.pixel_size)
+            images = read_pages(source.file, config.max_pixels)
+            left = _read_left(source, folder, config)
+            for number, (image, found) in enumerate(zip(images, left, strict=False)):
+                if math.prod(image.shape[:2]) * scale**2 > config.max_pixels:
+                    raise UnreadableError(
+                        f"{source.file}: over {config.max_pixels:,} px at the model's pixel size; "
+                        "cut it into smaller ones, or raise --max-pixels"
+                    )
+                yield Page(source, number, image, scale, size, in_colour=image.ndim == 3, **found)
+        except UnreadableError as error:
+            yield Page(source, number, error=str(error))
+
+
+def in_flight(
+    predict: Callable[[Page], Page], pages: Iterable[Page], predictor: Predictor, workers: int
+) -> Iterator[Page]:
+    """Yields `predict(page)` of all pages in order, while later ones are computed.
+
+    Args:
+        predict: what to do with a page, on a thread of its own.
+        pages: of `read_slices`; those with an error are handed on as they are.
+        predictor: that `predict` calls; stopped when anything goes wrong.
+        workers: how many pages are computed at once, while they are small.
+    """
+    waiting, pixels = deque(), 0
+    with open_threads(workers, predictor) as pool:
+        for page in pages:
+            size = 0 if page.image is None else page.image.size * max(1.0, page.scale**2)
+            work = (lambda page: page) if page.error else predict
+            waiting.append((pool.submit(work, page), size))
+            pixels += size
+            while len(waiting) > 2 * workers or pixels > PIXELS_IN_FLIGHT:
+                future, size = waiting.popleft()
+                pixels -= size
+                yield future.result()
+        while waiting:
+            yield waiting.popleft()[0].result()
+
+
+def finish_page(page: Page, config: PredictionConfig) -> Page:
+    """Adds to a predicted page what is wanted beside its mask, and lets go of the rest."""
+    if page.mask.dtype == bool:  # made just now, not left by an interrupted command
+        if config.labels:
+            page.labels = label_cells(page.probability, page.mask)
+            page.cells = measure_cells(page.labels, page.probability)
+        if config.probability:
+            page.map = to_bytes(page.probability)
+        page.mask = to_mask_bytes(page.mask)
+    number, image = page.source.first + page.number, to_grey(page.image)
+    if number in config.polarity_sample:
+        middle = page.normalize(image[middle_region(image.shape)])
+        page.looks_inverted = looks_inverted(middle, page.scale)
+    if number in config.thumbnail_pages:
+        small = page.normalize(thin(image)), thin(page.mask)
+        page.thumbnails = tuple(map(make_thumbnail, small))
+    if number in config.viewer_pages:
+        seen = page.normalize(thin(image, VIEW))
+        page.views = make_views(seen, page.mask, page.map, page.labels)
+    page.image = page.normalize = None
+    page.probability = page.probability if config.submission else None
+    return page
+
+
+@contextlib.contextmanager
+def open_threads(count: int, predictor: Predictor) -> Iterator[ThreadPoolExecutor]:
+    """Gives threads for work with a predictor; when anything goes wrong, both stop at once."""
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    except BaseException:
+        predictor.stop()  # else the slices in flight would be finished first
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read_left(source: Source, folder: Path, config: PredictionConfig) -> Iterator[dict]:
+    """Yields what the interrupted command that this continues has left of each page."""
+    if not source.output(folder, "mask").exists():  # it comes last: without it, nothing counts
+        yield from repeat({})
+    kinds = {"mask": "mask"}
+    kinds |= {"map": "probability"} if config.probability else {}
+    kinds |= {"labels": "labels"} if config.labels else {}
+    paths = (source.output(folder, kind) for kind in kinds.values())
+    pages = (read_pages(path, config.max_pixels) for path in paths)
+    for found in zip(*pages, strict=False):
+        yield dict(zip(kinds, found, strict=True))

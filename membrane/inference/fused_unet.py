@@ -1,0 +1,182 @@
+"""The U-Net of `unet.build_unet`, evaluated in two thirds of the time.
+
+The up-sampled and the concatenated tensors are never made: a convolution of both is the sum of a
+convolution of the skip and a transposed one of the small features. The result differs by rounding.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from membrane.inference.receptive_field import inputs_of
+
+# Which of four taps of a transposed convolution sees which of the three of a convolution.
+UPSAMPLING = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], np.float32)
+CONVOLUTION = {
+    "kernel_size": (3, 3),
+    "strides": (1, 1),
+    "padding": "same",
+    "activation": "relu",
+    "use_bias": True,
+    "groups": 1,
+}
+PLAN = {  # what a layer must be for its kind to be computed here
+    "conv": (layers.Conv2D, CONVOLUTION),
+    "pool": (layers.MaxPooling2D, {"pool_size": (2, 2), "strides": (2, 2), "padding": "valid"}),
+    "up": (layers.UpSampling2D, {"size": (2, 2), "interpolation": "nearest"}),
+    "skip": (layers.Concatenate, {"axis": -1}),
+    "probability": (
+        layers.Conv2D,
+        {"filters": 1, "kernel_size": (1, 1), "strides": (1, 1), "activation": "sigmoid"},
+    ),
+    "image": (layers.InputLayer, {}),
+}
+
+
+class Fused(NamedTuple):
+    """How to compute what `network(images)` gives.
+
+    Args:
+        weights: gives the weights that `forward` needs, by layer, from the network's own as they
+            are at that moment; gradients flow to these.
+        forward: from float32 (batch, height, width, 1) and such weights to P(interior).
+    """
+
+    weights: Callable[[], dict]
+    forward: Callable[[tf.Tensor, dict], tf.Tensor]
+
+
+class FusedUNet(keras.Model):
+    """The same function as a network's, on the same variables, for `fit`."""
+
+    def __init__(self, network: keras.Model, fused: Fused):
+        super().__init__(name="fused_unet")
+        self.network, self.fused = network, fused
+
+    def call(self, images, training=None):
+        """Returns P(interior)."""
+        return self.fused.forward(images, self.fused.weights())
+
+
+def fused_unet(network: keras.Model) -> keras.Model:
+    """Returns a model that is quicker than the network and shares its variables.
+
+    A network that is not exactly of `build_unet`'s plan is returned as it is.
+    """
+    fused = fuse(network)
+    return FusedUNet(network, fused) if fused.weights() else network
+
+
+def fuse(network: keras.Model) -> Fused:
+    """Returns how to compute a network faster; one of another plan is called as it is.
+
+    Args:
+        network: functional, in any dtype.
+    """
+    depth = _depth(network)
+    if depth is None:
+        return Fused(dict, lambda images, weights: network(images, training=False))
+    known = {layer.name: layer for layer in network.layers}
+    bottleneck = known["bridge_conv1"]
+
+    def weights():
+        fused = {
+            name: {
+                "kernel": tf.cast(layer.kernel, bottleneck.compute_dtype),
+                "bias": tf.cast(layer.bias, layer.compute_dtype),
+            }
+            for name, layer in known.items()
+            if layer.weights
+        }
+        for stage in range(1, depth + 1):
+            merging, count = f"decoder{stage}_conv1", known[f"encoder{stage}_conv2"].filters
+            upsampling = upsample_kernel(known[merging].kernel[:, :, count:])
+            fused[merging]["kernel"] = fused[merging]["kernel"][:, :, :count]
+            fused[merging]["upsampling"] = tf.cast(upsampling, bottleneck.compute_dtype)
+        return fused
+
+    def forward(images, weights):
+        x, skips = tf.cast(images, bottleneck.compute_dtype), []
+        for stage in range(1, depth + 1):
+            for number in (1, 2):
+                x = _convolve(x, **weights[f"encoder{stage}_conv{number}"])
+            skips.append(x)
+            x = tf.nn.max_pool2d(x, 2, 2, "VALID")
+        for number in (1, 2):
+            name = f"bridge_conv{number}"
+            x = _convolve(x, **weights[name], dilation=known[name].dilation_rate)
+        for stage in range(depth, 0, -1):
+            x = _merge(skips.pop(), x, **weights[f"decoder{stage}_conv1"])
+            x = _convolve(x, **weights[f"decoder{stage}_conv2"])
+        last = weights["probability"]
+        x = tf.nn.conv2d(x, last["kernel"], 1, "VALID")
+        return tf.sigmoid(tf.cast(x, tf.float32) + last["bias"])
+
+    return Fused(weights, forward)
+
+
+def upsample_kernel(kernel: tf.Tensor) -> tf.Tensor:
+    """Returns the (4, 4, filters, channels) kernel that up-samples by two and convolves in one.
+
+    Up-sampling, then a kernel of 3, is a transposed convolution of stride 2 with a kernel of 4,
+    each of whose taps is the sum of those taps that see the same small pixel.
+    """
+    kernel = tf.transpose(kernel, (0, 1, 3, 2))
+    upsampling = np.kron(UPSAMPLING, UPSAMPLING)  # of rows and columns: from 9 taps to 16
+    return tf.reshape(upsampling @ tf.reshape(kernel, (9, -1)), (4, 4, *kernel.shape[2:]))
+
+
+def _convolve(
+    x: tf.Tensor,
+    kernel: tf.Tensor,
+    bias: tf.Tensor,
+    dilation: Sequence[int] = (1, 1),
+    extra: tf.Tensor | None = None,
+) -> tf.Tensor:
+    """Computes a convolution and its ReLU, perhaps with something to add before that."""
+    x = tf.nn.conv2d(x, kernel, 1, "SAME", dilations=dilation)
+    x = tf.nn.bias_add(x, bias)
+    return tf.nn.relu(x if extra is None else x + extra)
+
+
+def _merge(skip: tf.Tensor, x: tf.Tensor, upsampling: tf.Tensor, **layer) -> tf.Tensor:
+    """Computes a decoder's first convolution, of the skip and the up-sampled `x` side by side."""
+    x = tf.nn.conv2d_transpose(x, upsampling, tf.shape(skip), 2, "SAME")
+    x.set_shape(skip.shape)  # only where both shapes are known to be one is the sum made in place
+    return _convolve(skip, **layer, extra=x)
+
+
+def _depth(network: keras.Model) -> int | None:
+    """Returns how many encoder stages a network has if all of it is of `build_unet`'s plan."""
+    depth = sum(layer.name.endswith("_pool") for layer in network.layers)
+    stages = [*(f"encoder{n}" for n in range(1, depth + 1)), "bridge"]
+    stages += [f"decoder{n}" for n in range(depth, 0, -1)]
+    chain = ["image"]  # every layer, fed by the one before it, but for the skips
+    for stage in stages:
+        chain += [f"{stage}_up", f"{stage}_skip"] if stage.startswith("decoder") else []
+        chain += [f"{stage}_conv1", f"{stage}_conv2"]
+        chain += [f"{stage}_pool"] if stage.startswith("encoder") else []
+    chain.append("probability")
+    known = {layer.name: layer for layer in network.layers}
+    if (
+        depth == 0
+        or sorted(known) != sorted(chain)
+        or network.outputs[0] is not known["probability"].output
+    ):
+        return None
+    for before, name in zip([None, *chain], chain, strict=False):
+        kind, config = PLAN[name.split("_")[-1].rstrip("12")], known[name].get_config()
+        feeding = [before] if before else []
+        if name.endswith("_skip"):
+            feeding.insert(0, name.replace("decoder", "encoder").replace("_skip", "_conv2"))
+        dilated = name.startswith("bridge") or config.get("dilation_rate", (1, 1)) == (1, 1)
+        same = all(config[key] == value for key, value in kind[1].items())
+        if not (type(known[name]) is kind[0] and same and dilated):
+            return None
+        if inputs_of(known[name]) != feeding or config.get("data_format") == "channels_first":
+            return None
+    return depth

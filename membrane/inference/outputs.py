@@ -1,0 +1,224 @@
+"""What a prediction writes and prints: masks and what comes with them, page, notes, report."""
+
+import contextlib
+import math
+import shlex
+import sys
+from collections.abc import Callable, Collection, Iterator
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from membrane import runs
+from membrane.errors import UnreadableError
+from membrane.inference.batch import Page, PredictionConfig
+from membrane.inference.masks import MIN_CELL_AREA
+from membrane.io.labels import INTERIOR
+from membrane.io.readers import is_image
+from membrane.io.writers import atomic_write, open_labels, open_pages, open_table, write_json
+from membrane.viewer.page import write_page
+
+PAGE = "index.html"  # to look at them
+PLAUSIBLE_MEMBRANE = (0.05, 0.6)  # of a mask's pixels; beyond it the slice is probably unlike
+LINE_SECONDS = 15  # between lines of progress where there is no terminal
+
+
+def write_masks(
+    pages: Iterator[Page],
+    total: int,
+    folder: Path,
+    config: PredictionConfig,
+    failed: list[str],
+    submit: Callable[[np.ndarray], object] = lambda probability: None,
+) -> tuple[dict[str, float], list, list]:
+    """Writes the masks and what comes with them.
+
+    Args:
+        pages: of `predict_pages`.
+        total: how many pages there are.
+        folder: of the masks.
+        config: by which they were predicted.
+        failed: gets a line about each file that could not be used.
+        submit: is given P(interior), float32, of each page, if the config wants it.
+
+    Returns:
+        Each page's membrane fraction, the contact sheet's thumbnails, and what the page shows.
+    """
+    membrane, inverted, sheet, shown, noted = {}, [], [], [], set()
+    live = sys.stdout.isatty()
+    with show_progress(total, " slices") as progress, contextlib.closing(pages):
+        for source, parts in groupby(pages, key=lambda page: page.source):
+            found, thumbnails, seen = {}, [], []
+            try:
+                with contextlib.ExitStack() as opened:
+                    for page in parts:
+                        if page.error:
+                            raise UnreadableError(page.error)
+                        if not found:
+                            outputs = _open_outputs(opened, folder, page)
+                        for name, write in outputs:
+                            write(getattr(page, name))
+                        if page.probability is not None:
+                            submit(page.probability)
+                        found[page.name] = float((page.mask != INTERIOR).mean())
+                        if page.thumbnails:
+                            thumbnails.append((page.name, *page.thumbnails))
+                        if page.views:
+                            number, part = source.first + page.number, found[page.name]
+                            name = page.name.replace(source.file.name, source.file.stem)
+                            seen.append(write_views(folder, page.views, number, name, part))
+                        inverted += [page.name] if page.looks_inverted else []
+                        for kind, text in _notes(page, config).items():
+                            if kind not in noted:
+                                noted.add(kind)
+                                (progress.write if live else print)(f"Note: {text}")
+                        progress.update()
+            except UnreadableError as error:
+                failed.append(str(error))
+                progress.update(source.pages - len(found))
+            else:
+                membrane |= found
+                sheet += thumbnails
+                shown += seen
+    note_inverted(inverted, config.polarity_sample, config.invert)
+    return membrane, sheet, shown
+
+
+def _open_outputs(opened: contextlib.ExitStack, folder: Path, page: Page) -> list[tuple]:
+    """Opens the files for a source's pages; returns what of a page is written, and by what.
+
+    The masks come last to their place: where they are, all is.
+    """
+    source, shape = page.source, (page.source.pages, *page.mask.shape)
+    mask = source.output(folder, "mask")
+    if mask.exists():  # by the interrupted command that this continues
+        return []
+    managers = {"mask": open_pages(mask, math.prod(shape))}
+    if page.map is not None:
+        target = source.output(folder, "probability")
+        managers["map"] = open_pages(target, math.prod(shape))
+    if page.labels is not None:
+        target = source.output(folder, "labels")
+        # of the pages to come it is only known that no cell is smaller than a speck
+        most = page.labels.max() if shape[0] == 1 else math.prod(shape[1:]) // MIN_CELL_AREA
+        managers["labels"] = open_labels(target, shape, int(most), page.pixel_size)
+        managers["cells"] = open_table(target.with_suffix(".csv"))
+    return [(name, opened.enter_context(manager)) for name, manager in managers.items()]
+
+
+def write_views(
+    folder: Path, views: dict[str, bytes], number: int, name: str, membrane: float
+) -> dict:
+    """Writes the pictures that the page shows of a slice; returns what it says of it."""
+    for end, content in views.items():
+        with atomic_write(folder / runs.METADATA_DIR / "page" / f"{number:05d}-{end}") as part:
+            part.write_bytes(content)
+    return {"name": name, "membrane": membrane, "file": f"{number:05d}", "kinds": list(views)}
+
+
+def _notes(page: Page, config: PredictionConfig) -> dict[str, str]:
+    """Returns what is worth a note about how a page was treated, by kind."""
+    notes = {}
+    if page.in_colour:
+        notes["colour"] = f"{page.name} is in colour; its luminance is used"
+    if page.scale != 1.0:
+        name = page.source.file.name
+        notes["scale"] = describe_scale(name, page.pixel_size, config.pixel_size)
+    return notes
+
+
+def describe_scale(name: str, size: float, known: float) -> str:
+    """Returns a note on slices that are resampled."""
+    return (
+        f"{name} has pixels of {size:g} nm, the model knows {known:g} nm: it sees it resampled, "
+        "the mask has the slice's own size"
+    )
+
+
+def note_inverted(names: list[str], polarity_sample: Collection, invert: bool) -> None:
+    """Notes that slices look inverted if most of those looked at do."""
+    if len(names) > len(polarity_sample) / 2:
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        advice = "after --invert: try without" if invert else "if so, add --invert"
+        print(f"Note: {names[0]}{others} look like bright membranes on dark cells; {advice}")
+
+
+def note_skipped(folder: Path) -> None:
+    """Notes which files of a folder are not taken for slices."""
+    if not folder.is_dir():
+        return
+    others = (path for path in folder.iterdir() if not is_image(path.name))
+    names = sorted(path.name for path in others if path.name[0] != "." and not path.is_dir())
+    if names:
+        print(f"Note: skipped, no slices by their names: {summarise(names)}")
+
+
+def show_progress(total: float, unit: str) -> tqdm:
+    """Returns a progress bar for a terminal, or lines now and then for a log."""
+    live = sys.stdout.isatty()
+    state = f"{{n:.0f}} of {{total:.0f}}{unit}, {{rate_noinv_fmt}}, {{remaining}} left"
+    return tqdm(
+        total=total,
+        unit=unit,
+        file=sys.stdout,
+        mininterval=0.1 if live else LINE_SECONDS,
+        bar_format="{percentage:3.0f}% {bar} " + state if live else state + "\n",
+    )
+
+
+def choose_evenly(total: int, count: int) -> list[int]:
+    """Returns the numbers of so many slices, or of all, evenly chosen."""
+    count = min(count, total)
+    return [round(i * (total - 1) / max(1, count - 1)) for i in range(count)]
+
+
+def finish_metadata(
+    folder: Path, metadata: dict, device: str, membrane: dict[str, float], failed: list[str]
+) -> None:
+    """Writes the record of a prediction, now finished."""
+    metadata |= {"finished": True, "device": device, "membrane": membrane, "failed": failed}
+    write_json(folder / runs.METADATA_DIR / "prediction.json", metadata)
+
+
+def show_page(folder: Path, shown: list[dict], total: int, metadata: dict) -> None:
+    """Writes the page on which the masks are looked at."""
+    part = f"an even sample of {len(shown)} of {total} slices · " * (len(shown) < total)
+    averaged = "8 flips averaged" if metadata["tta"] else "one pass"
+    model = f"model {metadata['model']}, threshold {metadata['threshold']:g}"
+    text = f"{part}{model}, {averaged} · made by"
+    write_page(folder / PAGE, shown, text, shlex.join(["python", *sys.argv]))
+
+
+def report(folder: Path, membrane: dict[str, float], failed: list[str], seconds: float) -> int:
+    """Reports what was done and what was not; returns the exit status."""
+    if membrane:
+        low, high = min(membrane.values()), max(membrane.values())
+        print(
+            f"{len(membrane)} masks in {runs.display_path(folder)}, {len(membrane) / seconds:.1f} "
+            f"slices/s, membrane {low:.0%} to {high:.0%} (0 = membrane, 255 = cell interior)"
+        )
+        if (folder / PAGE).exists():
+            print(f"Look at: {runs.display_path(folder / PAGE)}")
+    implausible = [name for name, part in membrane.items() if not _plausible(part)]
+    if implausible:
+        print(
+            f"Note: hardly any or very much membrane in {summarise(implausible)}: is it EM with "
+            "dark membranes on bright cells, near 4 nm per pixel?"
+        )
+    for line in failed:
+        print(f"predict.py: error: {' '.join(line.split())}", file=sys.stderr)
+    if not failed:
+        return 0
+    return 1 if membrane else 2
+
+
+def _plausible(fraction: float) -> bool:
+    return PLAUSIBLE_MEMBRANE[0] <= fraction <= PLAUSIBLE_MEMBRANE[1]
+
+
+def summarise(names: list[str]) -> str:
+    """Returns three names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -1,0 +1,170 @@
+"""Slice → P(interior): exact tiles, averaged flips, from several threads at once."""
+
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
+from itertools import islice, product
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from membrane.errors import UserError
+from membrane.inference.fused_unet import fuse
+from membrane.inference.receptive_field import stride_and_halo
+from membrane.inference.tiling import Region, Tiling, full_region, intersect, relative_to, shape_of
+from membrane.io.normalization import resize
+
+TILE = (256, 1024)  # px, rows and columns; oneDNN takes 1.2 times as long where rows have 512
+D4 = tuple((turns, flip) for turns in range(4) for flip in (1, -1))  # the 8; first: as it is
+
+
+class Predictor:
+    """Predicts slices of any size with one network; may be called from several threads at once.
+
+    Args:
+        network: functional, from one channel to P(interior), in any dtype, with the weights it has
+            now.
+        tta: test-time augmentation: whether to average over the 8 flips and rotations of each tile.
+        tile: px, rows and columns of the largest tile, as `Tiling` takes it; 512x512 is one.
+        workers: how many tiles, or flips of one, are computed at the same time.
+    """
+
+    def __init__(
+        self,
+        network: keras.Model,
+        tta: bool = False,
+        tile: tuple[int, int] = TILE,
+        workers: int = 1,
+    ):
+        self.tiling = Tiling(*stride_and_halo(network), tile)
+        self.network = network
+        self.transforms = D4 if tta else D4[:1]
+        self.pool = ThreadPoolExecutor(workers)
+        fused = fuse(network)
+        self.fused_weights = fused.weights
+        self.weights = tf.nest.map_structure(tf.Variable, fused.weights())
+        self.predict_batch = _compile(lambda images: fused.forward(images, self.weights))
+
+    @property
+    def sees_whole_slices(self) -> bool:
+        """Whether a pixel's output depends on all of its slice, so that no tile can be cut."""
+        return self.tiling.halo is None
+
+    def refresh(self) -> None:
+        """Takes the weights that the network has now."""
+        tf.nest.map_structure(lambda old, new: old.assign(new), self.weights, self.fused_weights())
+
+    def __call__(
+        self, image: np.ndarray, scale: float = 1.0, normalize: Callable | None = None
+    ) -> np.ndarray:
+        """Returns P(interior) of a slice.
+
+        Args:
+            image: (height, width), any size from 1x1; float32 as `normalization.normalize` gives,
+                or of any dtype with `normalize`.
+            scale: what to multiply its sides by, for the network to see it at the pixel size it is
+                trained at.
+            normalize: what to do to the pixels of each tile, so that a huge slice need not be
+                float as a whole.
+
+        Returns:
+            float32 (height, width) in [0, 1], of the image's own size.
+
+        Raises:
+            UserError: the network must see all of a slice at once, and memory forbids it.
+        """
+        if scale != 1.0:
+            image = image if normalize is None else normalize(image)
+            shape = tuple(max(1, round(side * scale)) for side in image.shape)
+            return np.clip(resize(self(resize(image, shape)), image.shape), 0.0, 1.0)
+        return self.predict_region(image, full_region(image.shape), image.shape, normalize)
+
+    def predict_region(
+        self,
+        image: np.ndarray,
+        region: Region,
+        shape: tuple[int, int],
+        normalize: Callable | None = None,
+    ) -> np.ndarray:
+        """Returns P(interior) of a region of a slice, to the bit what the whole slice has there.
+
+        Args:
+            image: the rows and columns of the slice that `tiling.input_region` names.
+            region: what is wanted.
+            shape: of the whole slice.
+            normalize: as for a whole slice.
+
+        Returns:
+            float32 (height, width) of the region.
+        """
+        if self.sees_whole_slices:
+            self._check_memory(shape)
+        probability = np.empty(shape_of(region), np.float32)
+        read = self.tiling.input_region(region, shape)
+        tiles = list(product(*self.tiling.tile_grid(region, shape)))
+
+        def predict(job):
+            ((rows, seen_rows), (cols, seen_cols)), (turns, flip) = job
+            tile = image[_lines(seen_rows - read[0].start)][:, _lines(seen_cols - read[1].start)]
+            tile = np.rot90((tile if normalize is None else normalize(tile))[:, ::flip], turns)
+            output = self.predict_batch(np.ascontiguousarray(tile)[None, :, :, None])
+            output = np.rot90(output.numpy()[0, :, :, 0], -turns)[:, ::flip]
+            return output[rows.start - seen_rows[0] :, cols.start - seen_cols[0] :]
+
+        jobs = list(product(tiles, self.transforms))
+        alone = len(jobs) == 1  # then whoever asks computes: to hand it on takes its time
+        outputs = map(predict, jobs) if alone else self.pool.map(predict, jobs)
+        for (rows, _), (cols, _) in tiles:
+            total = reduce(np.add, islice(outputs, len(self.transforms)))  # one order: to the bit
+            core = intersect((rows, cols), region)
+            total = total[relative_to(core, (rows, cols))]
+            np.divide(total, len(self.transforms), out=probability[relative_to(core, region)])
+        return probability
+
+    def stop(self) -> None:
+        """Computes no further tile; a slice that has some left ends with `CancelledError`."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def _check_memory(self, shape: tuple[int, int]) -> None:
+        """Refuses a slice that memory cannot hold as a whole, rather than be killed by it."""
+        if not hasattr(os, "sysconf"):
+            return
+        wanted = _bytes_per_pixel(self.network) / 2 * math.prod(shape)  # not all at one time
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if wanted > free:
+            raise UserError(
+                f"a slice of {shape[1]}x{shape[0]} px: this network must see it as a whole, which "
+                f"takes about {wanted / 2**30:.1f} GiB, and {free / 2**30:.1f} are free; cut the "
+                "slice into smaller ones"
+            )
+
+
+def _compile(function: Callable) -> Callable:
+    """Returns a function of float32 (batch, height, width, 1), compiled once for all sizes.
+
+    Where a layer takes no unknown size, as Keras' bilinear up-sampling does not, for each size.
+    """
+    spec = tf.TensorSpec((None, None, None, 1), tf.float32)
+    compiled = tf.function(function, input_signature=[spec])
+    try:
+        compiled.get_concrete_function()
+    except Exception:  # Keras, TensorFlow: anything
+        return tf.function(function)
+    return compiled
+
+
+def _bytes_per_pixel(network: keras.Model) -> float:
+    """Returns how many bytes per pixel of a slice the outputs of all layers have, float32."""
+    side = 256  # px
+    fixed = keras.models.clone_model(network, input_tensors=keras.Input((side, side, 1)))
+    outputs = keras.tree.flatten([layer.output for layer in fixed.layers])
+    return 4 * sum(math.prod(output.shape[1:]) for output in outputs) / side**2
+
+
+def _lines(numbers: np.ndarray) -> slice | np.ndarray:
+    """Returns the same lines as a slice where they follow each other: taking these copies none."""
+    first, last = int(numbers[0]), int(numbers[-1])
+    return slice(first, last + 1) if last - first == len(numbers) - 1 else numbers

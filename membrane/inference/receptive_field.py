@@ -1,0 +1,178 @@
+"""How a network must be tiled: on which grid tiles start, and what they carry around them.
+
+Derived for the layers that `unet.build_unet` uses. Any other functional network is measured: lines
+of pixels are changed, and it is seen how far the output changes, and on which grid.
+"""
+
+import keras
+import numpy as np
+from keras import layers
+
+from membrane.errors import UserError
+from membrane.inference.precision import with_dtype
+
+MAX_STRIDE = 64  # px
+MAX_SIDE = 2048  # px, of the images it is measured on; what reaches further has no finite reach
+TRIALS = 2
+CHANGE = 1e6  # of a pixel; its change of the output must not drown in rounding
+SHIFT_TOLERANCE = 1e-3  # of the output's range: a network is the same on a grid up to this
+
+
+def stride_and_radius(network: keras.Model) -> tuple[int, int | None]:
+    """Returns how a network must be tiled.
+
+    Args:
+        network: functional, from (batch, height, width, 1) to the same shape.
+
+    Returns:
+        stride: px; sides and tile origins must be multiples of it.
+        radius: px; how far from a changed input pixel the output can change. None where that is
+            not finite: global pooling, attention, normalisation over space.
+
+    Raises:
+        UserError: the output has not the input's size, whatever that is.
+    """
+    return derive(network) or measure(network)
+
+
+def stride_and_halo(network: keras.Model) -> tuple[int, int | None]:
+    """Returns the stride, and the halo of tiles: the radius as a multiple of it, or None."""
+    stride, radius = stride_and_radius(network)
+    return stride, None if radius is None else -(-radius // stride) * stride
+
+
+def derive(network: keras.Model) -> tuple[int, int] | None:
+    """Returns stride and radius by the layers' own numbers, None if one is not known here."""
+    step, radius, stride = {}, {}, 1
+    for layer in network.layers:
+        inputs = inputs_of(layer)
+        at = max((step[name] for name in inputs), default=1)  # px of the image per px of its input
+        reach = max((radius[name] for name in inputs), default=0)
+        if type(layer) is layers.Conv2D and layer.strides == (1, 1):
+            if layer.padding != "same" and layer.kernel_size != (1, 1):
+                return None
+            if layer.kernel_size[0] % 2 == 0 or len({*layer.kernel_size}) > 1:
+                return None
+            if len({*layer.dilation_rate}) > 1:
+                return None
+            reach += at * layer.dilation_rate[0] * (layer.kernel_size[0] - 1) // 2
+        elif type(layer) is layers.MaxPooling2D and layer.strides == layer.pool_size:
+            if len({*layer.pool_size}) > 1:
+                return None
+            reach += at * (layer.pool_size[0] - 1)
+            at *= layer.pool_size[0]
+        elif type(layer) is layers.UpSampling2D and layer.interpolation == "nearest":
+            if len({*layer.size}) > 1 or at % layer.size[0]:
+                return None
+            at //= layer.size[0]
+        elif type(layer) not in (layers.InputLayer, layers.Concatenate):
+            return None
+        step[layer.name], radius[layer.name] = at, reach
+        stride = max(stride, at)
+    return stride, radius[network.layers[-1].name]
+
+
+def measure(network: keras.Model) -> tuple[int, int | None]:
+    """Returns stride and radius as changes of the input show them.
+
+    The layers stay, the weights do not: with positive ones that sum to about one no change cancels
+    out or is cut off by a ReLU, and in float64 none is lost in rounding.
+
+    Raises:
+        UserError: as `stride_and_radius`.
+    """
+    probe, random = with_dtype(network, "float64"), np.random.default_rng(0)
+    output = probe.outputs[0]._keras_history.operation
+    if hasattr(output, "activation"):  # in its ends a change could not be seen
+        output.activation = keras.activations.linear
+    shapes = [weights.shape for weights in probe.get_weights()]
+
+    def renew_weights() -> None:
+        fan_in = [max(1, np.prod(shape[:-1])) if len(shape) > 1 else 1 for shape in shapes]
+        probe.set_weights(
+            [random.uniform(0.5, 1.5, s) / n for s, n in zip(shapes, fan_in, strict=True)]
+        )
+
+    def measure_radius(stride: int) -> int | None:
+        reaches = []
+        for axis in (0, 1) * TRIALS:
+            renew_weights()
+            reaches.append(_measure_reach(probe, stride, axis, random))
+            if reaches[-1] is None:
+                return None
+        return max(reaches)
+
+    renew_weights()
+    stride = _smallest_side(probe)
+    radius = measure_radius(stride)
+    while radius is not None and not _is_same_on_grid(probe, stride, radius, random):
+        stride *= 2
+        radius = measure_radius(stride) if stride <= MAX_STRIDE else None
+    return stride, radius
+
+
+def _smallest_side(probe: keras.Model) -> int:
+    """Returns the smallest number whose multiples are sides that the output keeps."""
+    for stride in range(1, MAX_STRIDE + 1):
+        if all(_keeps_size(probe, count * stride) for count in (8, 9, 11)):
+            return stride
+    raise UserError("its output has not the size of its input; expected P(interior) of each pixel")
+
+
+def _is_same_on_grid(
+    probe: keras.Model, stride: int, radius: int, random: np.random.Generator
+) -> bool:
+    """Whether the output moves with the input when that moves by the stride."""
+    margin = -(-radius // stride) * stride + stride
+    side = 2 * margin + 4 * stride
+    image = random.random((1, side, side, 1))
+    output = _run(probe, image)
+    limit = SHIFT_TOLERANCE * np.ptp(output)
+    for axis in (1, 2):
+        moved = np.roll(_run(probe, np.roll(image, stride, axis)), -stride, axis)
+        inner = np.s_[:, margin:-margin, margin:-margin]
+        if np.abs(moved - output)[inner].max() > limit:
+            return False
+    return True
+
+
+def _measure_reach(
+    probe: keras.Model, stride: int, axis: int, random: np.random.Generator
+) -> int | None:
+    """Returns how far the output changes along an axis when a line of pixels across it does."""
+    side = 8 * stride * -(-32 // stride)
+    while side <= MAX_SIDE:
+        shape = [1, 2 * stride, 2 * stride, 1]
+        shape[1 + axis] = side
+        images = np.repeat(random.random(shape), stride, 0)  # a change at each place of the grid
+        before = _run(probe, images[:1])
+        places = side // 2 // stride * stride + np.arange(stride)
+        for image, place in zip(images, places, strict=True):
+            image.swapaxes(0, axis)[place] += CHANGE
+        changed = (_run(probe, images) != before).any((2 - axis, 3))
+        lines = [np.flatnonzero(one) for one in changed]
+        if all(line.size == 0 or (line[0] > 0 and line[-1] < side - 1) for line in lines):
+            ends = zip(lines, places, strict=True)
+            return int(max((np.abs(line - p).max() for line, p in ends if line.size), default=0))
+        side *= 2
+    return None
+
+
+def _keeps_size(probe: keras.Model, side: int) -> bool:
+    try:
+        return _run(probe, np.zeros((1, side, side, 1))).shape == (1, side, side, 1)
+    except Exception:  # Concatenate, Add, TensorFlow: anything
+        return False
+
+
+def _run(probe: keras.Model, images: np.ndarray) -> np.ndarray:
+    return np.asarray(probe(images, training=False))
+
+
+def inputs_of(layer: layers.Layer) -> list[str]:
+    """Returns the names of the layers that feed a layer."""
+    return [
+        tensor._keras_history.operation.name
+        for node in layer._inbound_nodes
+        for tensor in node.input_tensors
+    ]

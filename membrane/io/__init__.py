@@ -1,0 +1,1 @@
+"""Files: readers, writers, grey values, labels, the Kaggle download."""

@@ -1,0 +1,227 @@
+"""A run: the folder that one training leaves behind, and which one predicts."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from membrane.errors import UserError
+from membrane.io.pixel_size import PLAUSIBLE
+from membrane.io.writers import write_json
+
+ROOT = Path(__file__).parent.parent
+OUTPUTS = ROOT / "outputs"
+PRETRAINED, LARGE = "pretrained", "large"  # these ship with the repository
+METADATA_DIR = (
+    "about"  # in a folder of masks: the record of the prediction, its pictures, its state
+)
+SYNTHETIC_NOTE = "trained on synthetic slices, to try this program; it knows nothing of tissue"
+SYNTHETIC_SLICES = "synthetic-slices"  # the data set of --data synthetic
+FORMAT = 1  # of run.json; a newer one is refused
+
+
+def make_folder(wanted: str | None, default: Path) -> Path:
+    """Creates the folder for new output; nothing is ever written into a folder with contents.
+
+    Args:
+        wanted: the folder that the user named, or None.
+        default: the one to create otherwise, with -2, -3, … appended when it is taken.
+
+    Raises:
+        UserError: the wanted folder is a file, cannot be written, or holds anything.
+    """
+    if wanted is None:
+        return _new_folder(default)
+    path = Path(wanted)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        taken = any(path.iterdir())
+    except FileExistsError:
+        raise UserError(f"{path}: a file, not a folder; name another --output") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; name another --output") from None
+    if taken:
+        raise UserError(f"{path}: not empty, and nothing is overwritten; name another --output")
+    return path
+
+
+def read_run(folder: Path) -> dict:
+    """Returns the contents of a run's run.json.
+
+    Raises:
+        UserError: it is missing, damaged, or of a newer format.
+    """
+    path = folder / "run.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        newer = record["format"] > FORMAT
+        record["finished"], record["synthetic"], record["flags"]
+        if not newer:
+            _check_numbers(record)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); is {folder} a run?") from None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(f"{path}: damaged; remove that run, or choose another one") from None
+    if newer:
+        raise UserError(f"{path}: written by a newer version of this program; update it")
+    return record
+
+
+def find_run(name: str | None) -> Path:
+    """Returns the run, or bare .keras file, that shall predict.
+
+    Args:
+        name: a path, or a bare name for `outputs/NAME`; None for the newest finished run on real
+            slices, else the one that ships with the repository.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name is not None:
+        path = Path(name)
+        if not path.exists() and len(path.parts) == 1 and (OUTPUTS / path).exists():
+            path = OUTPUTS / path
+        if not path.exists():
+            raise UserError(f"{name}: no such run or model; there are: {_names()}")
+        return path
+    found = []
+    for path in OUTPUTS.glob("*/run.json"):
+        if path.parent.name not in (PRETRAINED, LARGE):
+            record = read_run(path.parent)
+            if record["finished"] and not record["synthetic"]:
+                found.append((record["ended"], path.parent))
+    if found:
+        return max(found)[1]
+    if (OUTPUTS / PRETRAINED / "run.json").exists():
+        return OUTPUTS / PRETRAINED
+    raise UserError(
+        f"no finished training on real slices in {display_path(OUTPUTS)}; run python train.py, "
+        f"or name a model with --model (there are: {_names()})"
+    )
+
+
+def open_run(name: str | None) -> tuple[Path, dict, Path]:
+    """Returns what `find_run` finds, its record (of a bare .keras file none), and its model."""
+    path = find_run(name)
+    if path.is_dir():
+        return path, read_run(path), path / "model.keras"
+    return path, {}, path
+
+
+def open_unfinished(name: str) -> tuple[Path, dict]:
+    """Returns the folder and record of a run to resume.
+
+    Raises:
+        UserError: it is finished, or as `find_run` and `read_run`.
+    """
+    folder = find_run(name)
+    record = read_run(folder)
+    if record["finished"]:
+        raise UserError(f"{folder}: this training is finished; leave out --resume for a new one")
+    return folder, record
+
+
+def claim_output(wanted: str | None, source: Path, about: dict) -> Path:
+    """Returns the folder for masks: new, empty, or the same command's own unfinished one.
+
+    Args:
+        wanted: the folder that the user named, or None.
+        source: what is predicted.
+        about: the record of this prediction; the folder gets it at once.
+
+    Raises:
+        UserError: the folder lies in the input, or as `make_folder`.
+    """
+    default = OUTPUTS / "masks" / output_name(source)
+    path = default if wanted is None else Path(wanted)
+    if source.is_dir() and path.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{path}: lies in the input folder; name another --output")
+    try:
+        known = json.loads((path / METADATA_DIR / "prediction.json").read_text("utf-8"))
+        if known | {"model": about["model"]} == about:  # its hash says which, its path from where
+            print(f"Going on with the unfinished masks in {display_path(path)}")
+            return path
+    except (OSError, ValueError, TypeError):
+        pass
+    folder = make_folder(wanted, default)
+    write_json(folder / METADATA_DIR / "prediction.json", about)
+    return folder
+
+
+def output_name(source: Path) -> str:
+    """Returns what the masks of a folder, file or Zarr are called."""
+    source = source.resolve()
+    return source.name.removesuffix(".zarr") if source.is_dir() else source.stem
+
+
+def fingerprint(files: list[Path]) -> str:
+    """Returns what changes when one of the files does."""
+    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(repr(states).encode()).hexdigest()
+
+
+def display_path(path: Path) -> str:
+    """Returns a path as a person would type it here."""
+    relative = os.path.relpath(path) if path.anchor in ("", Path.cwd().anchor) else str(path)
+    return path.as_posix() if relative.startswith("..") else Path(relative).as_posix()
+
+
+def now() -> str:
+    """Returns the time, in UTC, as run.json has it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def describe_versions() -> dict[str, str | None]:
+    """Returns the versions of what a training depends on, as run.json has them."""
+    return {
+        "python": platform.python_version(),
+        "tensorflow": version("tensorflow"),
+        "keras": version("keras"),
+        "commit": _git_commit(),
+    }
+
+
+def _check_numbers(record: dict) -> None:
+    """Raises if what a prediction takes from a record is not what it must be."""
+    record["flags"].get("data")
+    for key in ("threshold", "threshold_without_tta"):
+        if not 0 < record.get(key, 0.5) < 1:
+            raise ValueError(key)
+    low, high = PLAUSIBLE
+    if not low <= (record.get("pixel_size") or low) <= high:
+        raise ValueError("pixel_size")
+    scaling = {"mean": 0.5, "deviation": 0.5} | record.get("scaling", {})
+    if len(scaling) > 2 or not 0 < scaling["deviation"] < 1 or not 0 < scaling["mean"] < 1:
+        raise ValueError("scaling")
+
+
+def _new_folder(path: Path) -> Path:
+    number = 1
+    while True:
+        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:  # by an earlier or another training
+            number += 1
+        except OSError as error:
+            raise UserError(f"{folder}: {error.strerror}; name a folder with --output") from None
+        else:
+            return folder
+
+
+def _names() -> str:
+    return ", ".join(sorted(path.parent.name for path in OUTPUTS.glob("*/run.json"))) or "none"
+
+
+def _git_commit() -> str | None:
+    """Returns the commit of this checkout, or None without git or outside one."""
+    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None

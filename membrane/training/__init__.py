@@ -1,0 +1,1 @@
+"""Augmentation, optimizer, callbacks, and the calibration that ends a training."""

@@ -1,0 +1,189 @@
+"""What happens beside Keras' `fit`: a metric, validation, one checkpoint per epoch.
+
+Keras' own callbacks serve where they can. `BackupAndRestore` writes weights and epoch in two
+files and `CSVLogger` appends, so that a training killed between them could not go on as if it had
+not been.
+"""
+
+import csv
+import json
+import time
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from membrane import metrics
+from membrane.errors import UserError
+from membrane.inference.masks import precompute_segmentation
+from membrane.inference.predictor import Predictor
+from membrane.io.writers import atomic_write
+
+CHECKPOINT = "checkpoint.npz"  # in the folder of an unfinished run
+COLUMNS = ("epoch", "loss", "membrane_iou", "learning_rate", "seconds")
+VALIDATION_COLUMNS = ("val_loss", "val_membrane_iou", "val_v_rand", "val_v_info")
+
+
+class MembraneIoU(keras.metrics.Metric):
+    """IoU of the membrane pixels, P(interior) up to 0.5.
+
+    Keras' BinaryIoU scatters into a confusion matrix, which took 6 % of a training.
+    """
+
+    def __init__(self, name: str = "membrane_iou"):
+        super().__init__(name=name)
+        self.both = self.add_variable((), "zeros", name="both")
+        self.either = self.add_variable((), "zeros", name="either")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        """Counts the membrane pixels of label and prediction: in both, and in either."""
+        label, found = y_true < 0.5, y_pred <= 0.5
+        self.both.assign_add(tf.math.count_nonzero(label & found, dtype=tf.float32))
+        self.either.assign_add(tf.math.count_nonzero(label | found, dtype=tf.float32))
+
+    def result(self):
+        """Returns the IoU since the last reset, 0 where there is no membrane."""
+        return tf.math.divide_no_nan(self.both, self.either)
+
+
+class Validation(keras.callbacks.Callback):
+    """Scores the held-out slices as whole slices, some times in a training.
+
+    Args:
+        network: in training.
+        images: float32 (height, width) each, normalised; there may be none.
+        labels: bool (height, width) each, True = interior.
+        times: how often in the training, its end included.
+    """
+
+    def __init__(self, network: keras.Model, images: list, labels: list, times: int = 10):
+        super().__init__()
+        self.network, self.images, self.labels, self.times = network, images, labels, times
+
+    def on_train_begin(self, logs=None):
+        self.predict = Predictor(self.network)
+
+    def on_epoch_end(self, epoch, logs=None):
+        epochs, every = self.params["epochs"], max(1, self.params["epochs"] // self.times)
+        if not self.images or ((epoch + 1) % every and epoch + 1 < epochs):
+            return
+        self.predict.refresh()
+        scores = validate(self.predict, self.images, self.labels, self.model.loss)
+        logs |= {f"val_{name}": score for name, score in scores.items()}
+        print(
+            f"\nEpoch {epoch + 1}, validation: "
+            f"V_rand {scores['v_rand']:.4f}, V_info {scores['v_info']:.4f} (best threshold), "
+            f"membrane IoU {scores['membrane_iou']:.3f}",
+            flush=True,
+        )
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Writes weights, optimizer and history as one file, and the history as CSV, every epoch.
+
+    Args:
+        folder: gets checkpoint.npz and history.csv.
+        history: a row per finished epoch, `COLUMNS` and `VALIDATION_COLUMNS`; grows.
+    """
+
+    def __init__(self, folder: Path, history: list[dict]):
+        super().__init__()
+        self.folder, self.history = folder, history
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.began = time.monotonic()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not all(np.isfinite(weights).all() for weights in self.model.get_weights()):
+            raise UserError(
+                f"the loss is no longer a number in epoch {epoch + 1}; train again with a lower "
+                f"--learning-rate, a tenth to begin with ({self.folder} keeps the epochs before)"
+            )
+        row = {name: logs[name] for name in COLUMNS + VALIDATION_COLUMNS if name in logs}
+        row = {name: float(value) for name, value in row.items()}
+        row["epoch"] = epoch + 1
+        row["learning_rate"] = float(self.model.optimizer.learning_rate)
+        row["seconds"] = round(time.monotonic() - self.began, 2)
+        self.history.append(dict.fromkeys(COLUMNS + VALIDATION_COLUMNS) | row)
+        save_checkpoint(self.folder / CHECKPOINT, self.model, self.history)
+        write_history(self.folder / "history.csv", self.history)
+
+
+def validate(predict: Predictor, images: list, labels: list, loss="binary_crossentropy") -> dict:
+    """Scores whole slices, without averaging flips.
+
+    Args:
+        predict: the network.
+        images: float32 (height, width) each, normalised.
+        labels: bool (height, width) each, True = interior.
+        loss: as `compile` takes it.
+
+    Returns:
+        loss, membrane_iou at 0.5, and v_rand and v_info, each at its own best threshold.
+    """
+    maps = [predict(image) for image in images]
+    loss = keras.losses.get(loss)
+    losses = [
+        loss(label[None, ..., None].astype(np.float32), one[None, ..., None])
+        for label, one in zip(labels, maps, strict=True)
+    ]
+    truth, found = (np.concatenate([one.ravel() for one in each]) for each in (labels, maps))
+    segmentations = [precompute_segmentation(one) for one in maps]
+    oracle = metrics.calibrate(labels, segmentations, metrics.THRESHOLDS[::2])["oracle"]
+    return {
+        "loss": float(np.mean(losses)),
+        "membrane_iou": metrics.score_membrane(truth, found > 0.5)["membrane_iou"],
+        "v_rand": oracle["v_rand"],
+        "v_info": oracle["v_info"],
+    }
+
+
+def save_checkpoint(path: Path, model: keras.Model, history: list[dict]) -> None:
+    """Writes weights, optimizer state and history as one file, whole or not at all."""
+    arrays = [variable.numpy() for variable in _state(model)]
+    with atomic_write(path) as part, open(part, "wb") as file:
+        np.savez(file, *arrays, history=json.dumps(history))
+
+
+def restore_checkpoint(folder: Path, model: keras.Model) -> list[dict]:
+    """Restores a compiled model from what `Checkpoint` wrote.
+
+    Returns:
+        The history, a row per finished epoch; empty in a new folder.
+
+    Raises:
+        UserError: the file is damaged, of another network, or gone.
+    """
+    path, state = folder / CHECKPOINT, _state(model)
+    if not path.exists():
+        if (folder / "history.csv").exists():
+            raise UserError(
+                f"{folder}: {CHECKPOINT} is gone, so it cannot go on; start a new training"
+            )
+        return []
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = [file[f"arr_{number}"] for number in range(len(state))]
+            history = json.loads(str(file["history"]))
+        for variable, array in zip(state, arrays, strict=True):
+            variable.assign(array)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        raise UserError(f"{path}: damaged or of another network; start a new training") from None
+    write_history(folder / "history.csv", history)
+    return history
+
+
+def write_history(path: Path, history: list[dict]) -> None:
+    """Writes a row per epoch as CSV, whole or not at all."""
+    with atomic_write(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS + VALIDATION_COLUMNS)
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def _state(model: keras.Model) -> list:
+    """Returns the variables of model and optimizer, which is built here if it has not been."""
+    model.optimizer.build(model.trainable_variables)
+    return [*model.variables, *model.optimizer.variables]

@@ -1,0 +1,1 @@
+"""Pictures to look at: curves, sheets, and the page of a prediction."""

@@ -1,0 +1,1 @@
+"""Volumes block by block, here or on a Dask cluster; needs requirements/cluster.txt."""

@@ -1,0 +1,143 @@
+"""What is done to a block of a volume: predicted, written, shrunk, inspected, timed."""
+
+import math
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from skimage.transform import downscale_local_mean
+from tqdm import tqdm
+
+from membrane.errors import UnreadableError
+from membrane.inference.masks import WINDOW_HALO
+from membrane.inference.precision import choose_precision
+from membrane.inference.predictor import Predictor
+from membrane.inference.tiling import Region, expand, full_region, relative_to, shape_of
+from membrane.io import normalization
+from membrane.io.labels import to_mask_bytes
+from membrane.io.normalization import make_normalizer, middle_region
+from membrane.volumes import store
+from membrane.volumes.jobs import Block, Job, mark
+
+
+def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: Block) -> dict:
+    """Predicts a block and writes it.
+
+    Each slice is normalised by the grey values of `sample_regions`, wherever the block lies in it,
+    so the masks do not depend on the blocks.
+
+    Returns:
+        membrane: how many membrane pixels each of its slices has.
+        computed_in: the precision of whoever predicted it.
+    """
+    shape = source.shape[1:]
+    seen = expand(block.region, 0 if job.plain else WINDOW_HALO, shape)
+    read = predictor.tiling.input_region(seen, shape) if job.scale == 1.0 else full_region(shape)
+    stack, samples = _read(source, block.z, read)
+    masks = np.empty([b - a for a, b in zip(block.start, block.stop, strict=True)], np.uint8)
+    maps = np.empty_like(masks)
+    wanted = relative_to(block.region, seen)
+    for number, (image, sample) in enumerate(zip(stack, samples, strict=True)):
+        normalize = make_normalizer(sample, **dict(job.scaling), invert=job.invert)
+        if job.scale == 1.0:
+            probability = predictor.predict_region(image, seen, shape, normalize)
+        else:
+            probability = predictor(image, job.scale, normalize)
+        mask = job.make_mask(probability, job.threshold, job.plain, wanted)
+        masks[number] = to_mask_bytes(mask)
+        if job.probability:
+            maps[number] = normalization.to_bytes(probability[wanted])
+    for path, part in zip(job.outputs, (masks, maps), strict=False):
+        store.write_part(path, 0, block.start, part)
+    membrane = (masks == 0).sum((1, 2)).tolist()
+    return mark(job, block, {"membrane": membrane, "computed_in": choose_precision()[0]})
+
+
+def shrink_block(job: Job, block: Block) -> dict:
+    """Writes a block of a higher level of the pyramids: means of the voxels of the level below."""
+    (_, below), (_, spans) = job.levels[block.level - 1 : block.level + 1]
+    factors = tuple(a // b for a, b in zip(spans, below, strict=True))
+    starts = [a * factor for a, factor in zip(block.start, factors, strict=True)]
+    stops = [b * factor for b, factor in zip(block.stop, factors, strict=True)]
+    place = tuple(slice(*ends) for ends in zip(starts, stops, strict=True))
+    for path in job.outputs:
+        part = store.read_part(path, block.level - 1, place)
+        padding = [(0, -side % factor) for side, factor in zip(part.shape, factors, strict=True)]
+        part = downscale_local_mean(np.pad(part, padding, mode="edge"), factors)
+        store.write_part(path, block.level, block.start, np.round(part).astype(np.uint8))
+    return mark(job, block, {})
+
+
+def looks_inverted(job: Job, source: store.Volume, z: int) -> bool:
+    """Tells whether a slice seems to have bright membranes, by its middle."""
+    try:
+        return normalization.looks_inverted(_see_middle(job, source, z), job.scale)
+    except UnreadableError:  # is said when its block's turn comes
+        return False
+
+
+def show(job: Job, source: store.Volume, z: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the middle of a slice, as the network sees it, and of its mask."""
+    mask = store.read_part(job.masks, 0, (slice(z, z + 1), *middle_region(source.shape[1:])))[0]
+    return _see_middle(job, source, z), mask
+
+
+def describe(job: Job, source: store.Volume, predictor: Predictor, workers: int) -> list[str]:
+    """Returns lines on what predicting a volume will take, by a trial on a part of it."""
+    voxels, shape, tiling = math.prod(source.shape), source.shape[1:], predictor.tiling
+    halo = 0 if job.plain else WINDOW_HALO
+    regions = [expand(one.region, halo, shape) for one in job.cut(0) if one.start[0] == 0]
+    work = sum(math.prod(shape_of(tiling.input_region(one, shape))) for one in regions)
+    more = work / math.prod(shape) if job.scale == 1.0 else job.scale**2
+    z = source.shape[0] // 2
+    image = source.read(slice(z, z + 1), middle_region(shape))[0]
+    normalize = make_normalizer(
+        normalization.sample_pixels(image), **dict(job.scaling), invert=job.invert
+    )
+    with ThreadPoolExecutor(workers) as pool:
+        for _ in range(2):  # the first one builds the network's graph
+            began = time.perf_counter()
+            maps = pool.map(lambda _: predictor(image, 1.0, normalize), range(workers))
+            list(pool.map(lambda one: job.make_mask(one, job.threshold, job.plain), maps))
+            rate = workers * image.size / (time.perf_counter() - began) / more
+    counts = [sum(1 for _ in job.cut(level)) for level in range(len(job.levels))]
+    outputs = len(job.outputs)
+    written = outputs * sum(math.prod(shape) for shape, _ in job.levels)
+    block, chunk = format_shape(job.block), format_shape(store.chunk_of(job.block))
+    pyramid = f"; {sum(counts[1:]):,} more for a pyramid" if counts[1:] else ""
+    hours = tqdm.format_interval(voxels / rate)
+    return [
+        f"Volume: {format_shape(source.shape)} (z, y, x), {voxels / 1e6:,.1f} Mvoxel, "
+        f"{voxels * source.itemsize / 1e6:,.0f} MB uncompressed",
+        f"Blocks: {counts[0]:,} of {block}, a file each, in chunks of {chunk}{pyramid}",
+        f"Written: {written / 1e6:,.0f} MB before compression, in {outputs * sum(counts):,} files",
+        f"Read and computed beyond the blocks' own pixels: {max(0.0, more - 1):.0%}",
+        f"Time: about {hours} (h:min:s) at {rate / 1e6:.2f} Mpixel/s, as this machine did on "
+        f"{format_shape(image.shape)} px of it",
+    ]
+
+
+def _see_middle(job: Job, source: store.Volume, z: int) -> np.ndarray:
+    """Returns the middle of a slice as the network sees it."""
+    middle = middle_region(source.shape[1:])
+    (image,), (sample,) = _read(source, slice(z, z + 1), middle)
+    return make_normalizer(sample, **dict(job.scaling), invert=job.invert)(image)
+
+
+def _read(
+    source: store.Volume, z: slice, region: Region
+) -> tuple[np.ndarray, Sequence[np.ndarray]]:
+    """Returns a region of some slices, and of each the pixels its grey values are measured on."""
+    shape = source.shape[1:]
+    if source.whole or region == full_region(shape):
+        stack = source.read(z, full_region(shape))
+        return stack[:, *region], [normalization.sample_pixels(image) for image in stack]
+    parts = [source.read(z, part) for part in normalization.sample_regions(shape)]
+    samples = np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+    return source.read(z, region), samples
+
+
+def format_shape(sides: Sequence[int]) -> str:
+    """Returns sides as people write them."""
+    return " × ".join(map(str, sides))

@@ -1,0 +1,147 @@
+"""How a volume is cut into blocks, and which of them are done.
+
+A block is a range of z with a region of rows and columns: what is written at once. A task is its
+corners, not its pixels; whoever gets it reads what it needs, predicts slice by slice, writes the
+block, and then its marker. So at any moment the markers say what is done, and a run that was
+stopped goes on with the rest.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from membrane.inference.masks import WINDOW
+from membrane.io.writers import write_json
+from membrane.runs import METADATA_DIR
+
+SIDE = 12 * WINDOW  # px; longer slices are cut, where masks are made from windows anyway
+SIDE_OF_CHUNKS = 4 * WINDOW  # the same where slices cannot be read one by one
+DEPTH, VOXELS = 16, 2**27  # a block has 16 slices, or as many as are so many voxels
+
+
+@dataclass(frozen=True)
+class Block:
+    """Where a block starts and ends, (z, y, x), in a level of the pyramid: 0 = the volume."""
+
+    level: int
+    start: tuple[int, int, int]
+    stop: tuple[int, int, int]
+
+    @property
+    def name(self) -> str:
+        """Its marker's."""
+        return "-".join(map(str, (self.level, *self.start)))
+
+    @property
+    def z(self) -> slice:
+        """Its slices."""
+        return slice(self.start[0], self.stop[0])
+
+    @property
+    def region(self) -> tuple[slice, slice]:
+        """Its rows and columns."""
+        return slice(self.start[1], self.stop[1]), slice(self.start[2], self.stop[2])
+
+
+@dataclass(frozen=True)
+class Job:
+    """What any process must know to predict any block of a volume.
+
+    Args:
+        source: path of the volume.
+        state: that changes when the volume does.
+        model: path of the network.
+        folder: of the masks.
+        name: what they are called.
+        max_pixels: of a slice.
+        make_mask: from P(interior), threshold, plain and region to a mask: `predict.make_mask`.
+        threshold: on P(interior).
+        plain: whether it is put to single pixels, not to whole borders.
+        tta: whether to average 8 flips and rotations.
+        scaling: `make_normalizer`'s mean and deviation, as pairs.
+        scale: from the volume's pixels to those that the network is trained at.
+        invert: whether membranes are bright.
+        probability: whether P(interior) is wanted, too.
+        block: shape of the blocks, as `choose_block` gives.
+        levels: of the pyramid, as `store.plan_levels` gives.
+    """
+
+    source: Path
+    state: str
+    model: Path
+    folder: Path
+    name: str
+    max_pixels: int
+    make_mask: Callable
+    threshold: float
+    plain: bool
+    tta: bool
+    scaling: tuple[tuple[str, float], ...]
+    scale: float
+    invert: bool
+    probability: bool
+    block: tuple[int, int, int]
+    levels: Sequence[tuple]
+
+    @property
+    def masks(self) -> Path:
+        """The OME-Zarr of the masks."""
+        return self.folder / f"{self.name}.zarr"
+
+    @property
+    def outputs(self) -> list[Path]:
+        """It, and that of P(interior) if wanted."""
+        return [self.masks] + [self.folder / "probability" / self.masks.name] * self.probability
+
+    @property
+    def markers(self) -> Path:
+        """The folder of the finished blocks' markers."""
+        return self.folder / METADATA_DIR / "blocks"
+
+    def cut(self, level: int) -> Iterator[Block]:
+        """Yields the blocks of a level, slice by slice."""
+        shape, _ = self.levels[level]
+        starts = (range(0, side, step) for side, step in zip(shape, self.block, strict=True))
+        for start in product(*starts):
+            ends = zip(start, self.block, shape, strict=True)
+            yield Block(level, start, tuple(min(a + step, side) for a, step, side in ends))
+
+
+def choose_block(
+    shape: tuple[int, int, int], scale: float = 1.0, chunk_depth: int = 1
+) -> tuple[int, int, int]:
+    """Chooses the shape of the blocks, (z, y, x).
+
+    Large slices are cut into parts that start where a mask's windows do. The fewer, the less is
+    computed twice at their borders. But chunks of many slices are read for each block they meet, so
+    there several slices should go into a block. A slice that is resampled is never cut.
+
+    Args:
+        shape: of the volume.
+        scale: from its pixels to those that the network is trained at.
+        chunk_depth: how many slices must be read at once.
+    """
+    largest = SIDE if chunk_depth == 1 else SIDE_OF_CHUNKS
+    sides = []
+    for side in shape[1:]:
+        count = 1 if scale != 1.0 else -(-side // largest)
+        sides.append(side if count == 1 else -(-side // (count * WINDOW)) * WINDOW)
+    depth = max(1, min(DEPTH, shape[0], VOXELS // math.prod(sides)))
+    return depth, *sides
+
+
+def read_marker(job: Job, block: Block) -> dict | None:
+    """Returns what a finished block's task returned, None of one that is not finished."""
+    try:
+        return json.loads((job.markers / f"{block.name}.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def mark(job: Job, block: Block, content: dict) -> dict:
+    """Writes that a block is finished, and returns what its task returns."""
+    write_json(job.markers / f"{block.name}.json", content)
+    return content

@@ -1,0 +1,122 @@
+"""Predicts a volume: plans its blocks, runs them, writes the record and the pictures."""
+
+import argparse
+import dataclasses
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from membrane import runs
+from membrane.inference import outputs
+from membrane.inference.predictor import Predictor
+from membrane.io.pixel_size import find_scale
+from membrane.viewer.page import make_views
+from membrane.viewer.plots import draw_contact_sheet, make_thumbnail
+from membrane.volumes import blocks, store
+from membrane.volumes.jobs import Job, choose_block
+from membrane.volumes.scheduler import open_local, run_job
+
+SHEET_SLICES, POLARITY_SAMPLE = 30, 5  # at most, evenly chosen: that are drawn; that are inspected
+
+
+def predict_volume(
+    args: argparse.Namespace,
+    predictor: Predictor,
+    workers: int,
+    model: Path,
+    record: dict,
+    metadata: dict,
+    device: str,
+    make_mask: Callable,
+) -> int:
+    """Predicts a volume block by block, writes OME-Zarr, record and contact sheet.
+
+    Args:
+        args: the flags of predict.py.
+        predictor: the network, for this process.
+        workers: how many blocks are predicted at once here, while they are small.
+        model: path of the network, for the workers of a cluster.
+        record: of the run.
+        metadata: what is known of this prediction.
+        device: what computes here.
+        make_mask: from P(interior) to a mask, as `Job` has it.
+
+    Returns:
+        The exit status.
+    """
+    source = store.open_volume(args.input, args.max_pixels)
+    size = args.pixel_size or source.voxel[2]
+    scale = find_scale(size, record.get("pixel_size"))
+    source = dataclasses.replace(source, voxel=(source.voxel[0], size, size))
+    job = Job(
+        source=args.input.resolve(),
+        state=runs.fingerprint(source.files),
+        model=model.resolve(),
+        folder=Path(),
+        name=runs.output_name(args.input),
+        max_pixels=args.max_pixels,
+        make_mask=make_mask,
+        threshold=args.threshold,
+        plain=args.plain,
+        tta=args.tta,
+        scaling=tuple(record.get("scaling", {}).items()),
+        scale=scale,
+        invert=args.invert,
+        probability=args.probability,
+        block=choose_block(source.shape, scale, source.chunk_depth),
+        levels=store.plan_levels(source.shape, source.voxel),
+    )
+    if args.dry_run:
+        print("\n".join(blocks.describe(job, source, predictor, workers)))
+        return 0
+    metadata |= {"input_state": job.state, "shape": source.shape, "block": job.block}
+    metadata = json.loads(json.dumps(metadata))  # as it will be read again: lists for tuples
+    folder = runs.claim_output(args.output, args.input, metadata)
+    print(f"Device: {args.scheduler or device}\nMasks: {runs.display_path(folder)}", flush=True)
+    if scale != 1.0:
+        note = outputs.describe_scale(args.input.name, size, record["pixel_size"])
+        print(f"Note: {note}")
+    job = dataclasses.replace(job, folder=folder.resolve())
+    sample = outputs.choose_evenly(source.shape[0], POLARITY_SAMPLE)
+    inverted = [f"z {z}" for z in sample if blocks.looks_inverted(job, source, z)]
+    outputs.note_inverted(inverted, sample, args.invert)
+    began = time.monotonic()
+    if args.scheduler:
+        from membrane.volumes.dask_cluster import open_cluster
+
+        pool = open_cluster(job, args.scheduler)
+    else:
+        pool = open_local(job, source, predictor, workers)
+    with outputs.show_progress(math.prod(source.shape) / 1e6, " Mpixel") as progress:
+        membrane, failed, precisions = run_job(job, source, pool, progress.update)
+    seconds = time.monotonic() - began
+    if len(precisions) > 1:
+        print(
+            f"Note: parts were computed in {' and '.join(sorted(precisions))}, by workers of "
+            "different kinds: masks differ in about one pixel of a thousand from those of one kind"
+        )
+    if failed:
+        print("Note: once that is mended, the same command does the rest")
+    else:
+        _draw(job, source, membrane, metadata)
+        outputs.finish_metadata(folder, metadata, device, membrane, failed)
+        shutil.rmtree(job.markers, ignore_errors=True)
+    return outputs.report(folder, membrane, failed, seconds)
+
+
+def _draw(job: Job, source: store.Volume, membrane: dict[str, float], metadata: dict) -> None:
+    """Draws the contact sheet and the page of some slices."""
+    chosen = outputs.choose_evenly(source.shape[0], SHEET_SLICES)
+    captions = [f"z {z}" for z in chosen]
+    images, masks = zip(*(blocks.show(job, source, z) for z in chosen), strict=True)
+    small = [[make_thumbnail(one) for one in parts] for parts in (images, masks)]
+    sheet = job.folder / runs.METADATA_DIR / "contact_sheet.png"
+    draw_contact_sheet(sheet, captions, *small)
+    shown = [
+        outputs.write_views(job.folder, make_views(image, mask), z, name, membrane[name])
+        for z, name, image, mask in zip(chosen, captions, images, masks, strict=True)
+    ]
+    outputs.show_page(job.folder, shown, len(membrane), metadata)

@@ -1,0 +1,145 @@
+"""Runs the blocks of a volume, in this process or wherever a pool of workers is.
+
+The same functions on the same blocks; only who calls them differs. Never more blocks are in flight
+than keep everybody busy.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+import numpy as np
+
+from membrane.errors import UnreadableError, UserError
+from membrane.inference.batch import PIXELS_IN_FLIGHT, open_threads
+from membrane.inference.predictor import Predictor
+from membrane.inference.tiling import shape_of
+from membrane.volumes import store
+from membrane.volumes.blocks import predict_block, shrink_block
+from membrane.volumes.jobs import Block, Job, read_marker
+
+WAIT_SECONDS = 5  # between two looks at who is there
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Workers that take blocks.
+
+    Args:
+        predict: what predicts a block there.
+        submit: starts a function on a block.
+        max_in_flight: returns how many blocks keep the workers busy at this moment.
+        killed: exceptions that tell that workers have died on a block.
+        lost: exceptions that tell that nobody is left to give blocks to.
+    """
+
+    predict: Callable[[Block], dict]
+    submit: Callable[[Callable, Block], Future]
+    max_in_flight: Callable[[], int]
+    killed: tuple[type[Exception], ...] = ()
+    lost: tuple[type[Exception], ...] = ()
+
+
+@contextlib.contextmanager
+def open_local(
+    job: Job, source: store.Volume, predictor: Predictor, workers: int
+) -> Iterator[Pool]:
+    """Gives a pool of threads of this process."""
+    count = max(1, min(workers, PIXELS_IN_FLIGHT // math.prod(job.block[1:])))
+    with open_threads(count, predictor) as threads:
+        predict = partial(predict_block, job, source, predictor)
+        yield Pool(predict, threads.submit, lambda: count)
+
+
+def run_job(
+    job: Job,
+    source: store.Volume,
+    open_pool: AbstractContextManager[Pool],
+    progress: Callable[[float], object],
+) -> tuple[dict[str, float], list[str], set[str]]:
+    """Predicts those blocks of a volume that are not done yet, then draws the pyramid.
+
+    Args:
+        job: what to do.
+        source: the volume.
+        open_pool: of `open_local` or `dask_cluster.open_cluster`.
+        progress: is told how many megapixels more are done.
+
+    Returns:
+        The membrane fraction of each slice; what could not be done; and the precisions that the
+        blocks were computed in. Without pyramid where something could not be done: it can be
+        mended, and the rest done by the same call.
+    """
+    for path in job.outputs:
+        store.create_volume(path, source.voxel, job.levels, job.block)
+    pixels_of_slice = math.prod(source.shape[1:])
+    membrane, seen, failed = np.zeros(source.shape[0]), np.zeros(source.shape[0]), []
+    precisions = set()
+    with open_pool as pool:
+        for block, result in _finish_level(job, 0, pool.predict, pool):
+            if isinstance(result, UnreadableError):
+                failed.append(str(result))
+                continue
+            membrane[block.z] += result["membrane"]
+            precisions.add(result["computed_in"])
+            pixels = math.prod(shape_of(block.region))
+            seen[block.z] += pixels
+            progress(pixels * (block.stop[0] - block.start[0]) / 1e6)
+        for level in range(1, 1 if failed else len(job.levels)):
+            for _ in _finish_level(job, level, partial(shrink_block, job), pool):
+                pass
+    done = np.flatnonzero(seen == pixels_of_slice).tolist()
+    return {f"z {z}": float(membrane[z] / pixels_of_slice) for z in done}, failed, precisions
+
+
+def _finish_level(job: Job, level: int, function: Callable, pool: Pool) -> Iterator[tuple]:
+    """Yields each block of a level with what its task returned, in an earlier run or now."""
+    missing = []
+    for block in job.cut(level):
+        marker = read_marker(job, block)
+        if marker is None:
+            missing.append(block)
+        else:
+            yield block, marker
+    yield from run(function, missing, pool)
+
+
+def run(
+    function: Callable[[Block], dict], blocks: Iterable[Block], pool: Pool
+) -> Iterator[tuple[Block, dict | UnreadableError]]:
+    """Runs a function on blocks, some at once, and yields what it returned as they finish.
+
+    Args:
+        function: that raises `UnreadableError` where the rest can go on without a block.
+        blocks: not more of them are taken than are in flight.
+        pool: the workers.
+
+    Raises:
+        UserError: what the function raised, when there is no going on.
+    """
+    blocks, running = iter(blocks), {}
+    try:
+        while True:
+            for block in islice(blocks, max(0, pool.max_in_flight() - len(running))):
+                running[pool.submit(function, block)] = block
+            if not running:
+                return
+            for future in wait(running, WAIT_SECONDS, FIRST_COMPLETED).done:
+                block = running.pop(future)
+                try:
+                    yield block, future.result()
+                except UnreadableError as error:
+                    yield block, error
+                except pool.killed as error:
+                    text = f"{error.last_worker.address} and others died on it; out of memory?"
+                    yield block, UnreadableError(f"block {block.name}: {text}")
+    except pool.lost:
+        raise UserError("the Dask scheduler is gone; run the same command again to go on") from None
+    finally:
+        for future in running:
+            future.cancel()

@@ -1,0 +1,281 @@
+"""Volumes (z, y, x) on disk: Zarr, stacks and folders read part by part; OME-Zarr written.
+
+Needs requirements/cluster.txt. Nothing here holds more than the part that is asked for.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import zarr
+from ome_zarr.writer import get_metadata, write_multiscales_metadata
+
+from membrane.errors import UnreadableError, UserError, first_line
+from membrane.inference.tiling import Region
+from membrane.io.normalization import to_grey
+from membrane.io.pixel_size import NANOMETRES, read_pixel_size
+from membrane.io.readers import count_pages, is_zarr, list_images, read_pages
+
+CHUNK = 512  # px, the sides of what a viewer reads at once of a mask
+SMALLEST = 512  # px; a pyramid ends with the first level whose sides are not longer
+AXES = ("z", "y", "x")
+METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A volume that can be read part by part.
+
+    Args:
+        shape: (z, y, x).
+        voxel: sides of a voxel in nm, in this order; None where they are not known.
+        itemsize: bytes per voxel.
+        chunk_depth: how many slices must be read at once.
+        whole: whether a part of a slice takes as long to read as all of it.
+        files: that change when the volume is another one.
+        read: from a range of z, and of rows and columns, to the grey values there, (z, y, x).
+    """
+
+    shape: tuple[int, int, int]
+    voxel: tuple[float | None, ...]
+    itemsize: int
+    chunk_depth: int
+    whole: bool
+    files: tuple[Path, ...]
+    read: Callable[[slice, Region], np.ndarray]
+
+
+def open_volume(path: Path, max_pixels: int) -> Volume:
+    """Opens a Zarr, a stack, or a folder whose slices are of one size.
+
+    Args:
+        path: of a Zarr array or an OME-Zarr image (format 2 or 3), a TIFF, or a folder of images.
+        max_pixels: of one slice; what claims more is refused.
+
+    Raises:
+        UserError: there is no volume, or one of another kind.
+    """
+    volume = _open_zarr(path) if is_zarr(path) else _open_slices(path, max_pixels)
+    if math.prod(volume.shape[1:]) > max_pixels:
+        claim = "x".join(map(str, volume.shape[1:]))
+        raise UserError(f"{path}: slices of {claim} px, over {max_pixels:,}; raise --max-pixels")
+    if not math.prod(volume.shape):
+        raise UserError(f"{path}: of shape {volume.shape}, there is nothing in it")
+    return volume
+
+
+def plan_levels(
+    shape: Sequence[int], voxel: Sequence[float | None]
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Plans a pyramid.
+
+    Rows and columns are halved at each level, and z where a voxel is by then not longer in z.
+
+    Args:
+        shape: (z, y, x) of the volume.
+        voxel: its sides in nm.
+
+    Returns:
+        Of each level its shape and how many voxels of the volume one of its own spans, (z, y, x).
+    """
+    levels = [(tuple(shape), (1, 1, 1))]
+    while max(levels[-1][0][1:]) > SMALLEST:
+        (last, spans) = levels[-1]
+        z, _, x = (side * span if side else None for side, span in zip(voxel, spans, strict=True))
+        factors = (2 if z and x and z < 1.5 * x else 1, 2, 2)
+        levels.append(
+            (
+                tuple(-(-side // factor) for side, factor in zip(last, factors, strict=True)),
+                tuple(span * factor for span, factor in zip(spans, factors, strict=True)),
+            )
+        )
+    return levels
+
+
+def chunk_of(block: Sequence[int]) -> tuple[int, int, int]:
+    """Returns the shape of the chunks in a block, (z, y, x): what a viewer reads at once."""
+    return block[0], min(CHUNK, block[1]), min(CHUNK, block[2])
+
+
+def create_volume(
+    path: Path,
+    voxel: Sequence[float | None],
+    levels: Sequence[tuple],
+    block: tuple[int, int, int],
+) -> None:
+    """Creates an empty OME-Zarr 0.5 of 8-bit grey; one that is there stays as it is.
+
+    Args:
+        path: the folder.
+        voxel: sides of a voxel in nm, (z, y, x), where they are known.
+        levels: of `plan_levels`.
+        block: what will be written at once, (z, y, x): one shard.
+    """
+    group = zarr.open_group(path, mode="a", zarr_format=3)
+    for number, (shape, _) in enumerate(levels):
+        chunk = chunk_of([min(*pair) for pair in zip(block, shape, strict=True)])
+        shard = [
+            -(-min(side, whole) // part) * part
+            for side, whole, part in zip(block, shape, chunk, strict=True)
+        ]
+        group.require_array(
+            str(number),
+            shape=shape,
+            dtype="uint8",
+            chunks=chunk,
+            shards=tuple(shard),
+            fill_value=0,
+            dimension_names=AXES,
+        )
+    axes = [{"name": axis, "type": "space"} for axis in AXES]
+    for axis, side in zip(axes, voxel, strict=True):
+        axis |= {"unit": "nanometer"} if side else {}
+    sides = [side or 1.0 for side in voxel]
+    datasets = []
+    for number, (_, spans) in enumerate(levels):
+        scale = [side * span for side, span in zip(sides, spans, strict=True)]
+        # the middle of a voxel that spans several lies between their middles
+        middle = [side * (span - 1) / 2 for side, span in zip(sides, spans, strict=True)]
+        steps = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": middle}]
+        datasets.append({"path": str(number), "coordinateTransformations": steps})
+    write_multiscales_metadata(group, datasets, axes=axes, name=path.stem)
+
+
+def write_part(path: Path, level: int, corner: Sequence[int], part: np.ndarray) -> None:
+    """Writes uint8 (z, y, x) into a level of what `create_volume` made, from a corner on.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    place = tuple(slice(a, a + side) for a, side in zip(corner, part.shape, strict=True))
+    try:
+        zarr.open_group(path, mode="r+")[str(level)][place] = part
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def read_part(path: Path, level: int, place: tuple[slice, ...]) -> np.ndarray:
+    """Returns uint8 (z, y, x) of a level of what `create_volume` made."""
+    return zarr.open_group(path, mode="r")[str(level)][place]
+
+
+def _open_zarr(path: Path) -> Volume:
+    try:
+        node = zarr.open(path, mode="r")
+        scales = get_metadata(node).get("multiscales") if isinstance(node, zarr.Group) else None
+    except Exception as error:  # zarr raises anything, from JSON's to its own
+        raise UserError(f"{path}: cannot be read as Zarr ({first_line(error)})") from None
+    if isinstance(node, zarr.Array):
+        array, axes, voxel = node, None, {}
+    elif scales:
+        try:
+            array, axes, voxel = _open_multiscale(node, scales[0])
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path}: its OME metadata make no sense ({first_line(error)}); name an array in it"
+            ) from None
+    else:
+        names = [name for name, _ in node.arrays()]
+        if len(names) != 1:
+            raise UserError(
+                f"{path}: no OME-Zarr image, and holds {len(names)} arrays; name one of them, such "
+                f"as {path / (names[0] if names else 'NAME')}"
+            )
+        array, axes, voxel = node[names[0]], None, {}
+    if array.ndim < 2 or array.dtype.kind not in "buif":
+        raise UserError(
+            f"{path}: of {array.dtype} and shape {array.shape}; expected grey (z, y, x)"
+        )
+    axes = list(axes or AXES[-array.ndim :])
+    axes = [f"axis {n}" for n in range(array.ndim - len(axes))] + axes
+    sides = dict(zip(axes, array.shape, strict=True))
+    others = {axis: side for axis, side in sides.items() if axis not in AXES and side != 1}
+    if others or [axis for axis in axes if axis in AXES] != [a for a in AXES if a in axes]:
+        raise UserError(
+            f"{path}: has the axes {sides}; only z, y, x may be longer than 1, in this order; cut "
+            "out one channel or time"
+        )
+
+    def read(z: slice, region: Region) -> np.ndarray:
+        ranges = {"z": z, "y": region[0], "x": region[1]}
+        place = tuple(ranges.get(axis, slice(0, 1)) for axis in axes)
+        try:
+            part = array[place]
+        except Exception as error:  # codecs raise anything
+            raise UnreadableError(_name_fault(path, array, place, error)) from None
+        if part.dtype.kind == "f" and not np.isfinite(part).all():
+            raise UnreadableError(
+                f"{path}: holds NaN or infinity in z {z.start} to {z.stop - 1}; replace them first"
+            )
+        return part.reshape([ranges[axis].stop - ranges[axis].start for axis in AXES])
+
+    shape = tuple(sides.get(axis, 1) for axis in AXES)
+    files = tuple(file for file in path.iterdir() if file.name in METADATA)
+    voxel = tuple(voxel.get(axis) for axis in AXES)
+    depth = dict(zip(axes, array.chunks, strict=True)).get("z", 1)
+    return Volume(shape, voxel, array.dtype.itemsize, depth, False, files, read)
+
+
+def _open_multiscale(group: zarr.Group, scales: dict) -> tuple[zarr.Array, list[str], dict]:
+    """Returns the array of full resolution, its axes, and the sides of a voxel in nm."""
+    first = scales["datasets"][0]
+    array = group[first["path"]]
+    axes = [axis if isinstance(axis, str) else axis["name"] for axis in scales["axes"]]
+    units = [axis.get("unit", "") if isinstance(axis, dict) else "" for axis in scales["axes"]]
+    sides = np.ones(len(axes))
+    for step in first.get("coordinateTransformations", []) + scales.get(
+        "coordinateTransformations", []
+    ):
+        if step["type"] == "scale":
+            sides = sides * step["scale"]
+    known = zip(axes, sides.tolist(), units, strict=True)
+    return (
+        array,
+        axes,
+        {a: side * NANOMETRES[unit] for a, side, unit in known if unit in NANOMETRES},
+    )
+
+
+def _name_fault(path: Path, array: zarr.Array, place: tuple[slice, ...], error: Exception) -> str:
+    """Says which chunk of a part cannot be read."""
+    sides = array.shards or array.chunks
+    corners = [
+        range(line.start // side * side, line.stop, side)
+        for line, side in zip(place, sides, strict=True)
+    ]
+    for corner in np.stack(np.meshgrid(*corners, indexing="ij"), -1).reshape(-1, array.ndim):
+        try:
+            array[tuple(slice(a, a + side) for a, side in zip(corner.tolist(), sides, strict=True))]
+        except Exception as fault:
+            key = array.metadata.encode_chunk_key(
+                tuple(a // side for a, side in zip(corner.tolist(), sides, strict=True))
+            )
+            where = "/".join(part for part in (array.path, key) if part)
+            return f"{path}: chunk {where} cannot be read ({first_line(fault)}); get it again"
+    return f"{path}: cannot be read ({first_line(error)})"
+
+
+def _open_slices(path: Path, max_pixels: int) -> Volume:
+    files = list_images(path) if path.is_dir() else [path]
+    counts = [count_pages(file, max_pixels) for file in files]
+    ends = np.cumsum(counts).tolist()
+    page = to_grey(next(read_pages(files[0], max_pixels)))
+    first = page.shape
+
+    def read(z: slice, region: Region) -> np.ndarray:
+        pages = []
+        for file, end, count in zip(files, ends, counts, strict=True):
+            start, stop = max(z.start - end + count, 0), min(z.stop - end + count, count)
+            for page in read_pages(file, max_pixels, start, stop) if start < stop else ():
+                if page.shape[:2] != first:
+                    raise UnreadableError(
+                        f"{file}: {page.shape[0]}x{page.shape[1]} px, the first slice has "
+                        f"{first[0]}x{first[1]}; the slices of a volume are of one size"
+                    )
+                pages.append(to_grey(page)[region])
+        return np.stack(pages)
+
+    size, shape = read_pixel_size(files[0]), (ends[-1], *page.shape)
+    return Volume(shape, (None, size, size), page.itemsize, 1, True, tuple(files), read)
