@@ -98,13 +98,16 @@ def predict(args: argparse.Namespace) -> int:
             f"{path}: does not know the pixel size it was trained at; leave out --pixel-size, or "
             "train with train.py --pixel-size"
         )
-    precision, device = choose_precision()
-    predictor = Predictor(with_dtype(network, precision), args.tta, workers=workers)
     averaged = ", averaging 8 flips and rotations" if args.tta else ""
     ships = " (ships with this repository)" if path == runs.OUTPUTS / runs.PRETRAINED else ""
     print(f"Model: {runs.display_path(path)}{ships}, threshold {args.threshold:g}{averaged}")
     if record.get("synthetic"):
         print(f"Note: {runs.SYNTHETIC_NOTE}")
+    precision, device = choose_precision()
+    try:
+        predictor = Predictor(with_dtype(network, precision), args.tta, workers=workers)
+    except UserError as error:
+        raise UserError(f"{model_path}: {error}") from None
     if predictor.sees_whole_slices:
         print("Note: a pixel of its output depends on the whole slice, so slices are not tiled")
     args.input = args.input or find_test_slices(record)

@@ -1,13 +1,13 @@
 import os
 from pathlib import Path
 
-import doors
 import numpy as np
 import pytest
-import synthetic
 from PIL import Image
 
-doors.import_tensorflow_quietly()
+from membrane import cli, runs, synthetic
+
+cli.start_tensorflow()
 
 
 @pytest.fixture
@@ -59,7 +59,6 @@ def data_set(tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained(data_set, tmp_path_factory):
     """Outputs with one finished, hardly trained run called "small"."""
-    import runs
 
     import train
 
@@ -76,7 +75,6 @@ def trained(data_set, tmp_path_factory):
 @pytest.fixture
 def outputs(trained, monkeypatch, tmp_path):
     """The trained outputs as the doors' own; a test's new folders go elsewhere by --output."""
-    import runs
 
     monkeypatch.setattr(runs, "OUTPUTS", trained)
     return trained

@@ -12,11 +12,9 @@ import zipfile
 import zlib
 from pathlib import Path
 
-import inference
 import keras
 import numpy as np
 import pytest
-import synthetic
 import tifffile
 from keras import layers
 from PIL import Image
@@ -25,6 +23,8 @@ import evaluate
 import export
 import predict
 import train
+from membrane import synthetic
+from membrane.inference import precision
 
 ROOT = Path(predict.__file__).parent
 SLICE, INTERIOR = synthetic.make_slice(120, 136, 1)
@@ -196,7 +196,7 @@ def test_what_is_no_slice_is_left_out_aloud_and_links_are_followed(predicted):
     assert len(lines) == len(refused) + 1
     assert sum("loop.png: cannot be read" in line for line in lines) == 1
     assert (output / "away.png").exists() and not (output / "folder.png").exists()
-    notes = [line for line in said(answer.stdout) if "left out" in line]
+    notes = [line for line in said(answer.stdout) if "skipped" in line]
     assert len(notes) == 1
     assert all(name in notes[0] for name in ("Thumbs.db", "frames.gif", "notes.txt"))
     parts = [path for path in output.rglob("*") if path.name.startswith(".part")]
@@ -341,7 +341,10 @@ MODELS = {
         lambda: keras.Model(*(lambda x: (x, layers.Dense(1)(x)))(keras.Input((5,)))),
         "expected one",
     ),
-    "unknown layers": (lambda: model_of(layers.Rescaling(2), sigmoid()), "cannot tile"),
+    "shrinking": (
+        lambda: model_of(layers.Conv2D(1, 3, activation="sigmoid")),
+        "not the size of its input",
+    ),
     "no sigmoid": (lambda: model_of(layers.Conv2D(1, 3, padding="same")), "no sigmoid"),
     "no numbers": (with_nan, "no numbers"),
 }
@@ -352,7 +355,7 @@ MODELS = {
 def test_a_model_that_cannot_be_trusted_is_refused(
     trained, folder, tmp_path, monkeypatch, capsys, kind
 ):
-    monkeypatch.setattr(inference, "MODEL_BYTES", 10**7)
+    monkeypatch.setattr(precision, "MAX_MODEL_BYTES", 10**7)
     make, words = MODELS[kind]
     shutil.copytree(trained / "small", tmp_path / "run")
     made, path = make(), tmp_path / "run/model.keras"

@@ -1,16 +1,16 @@
 import shutil
 import socket
 
-import kaggle
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from slices import UserError
-from synthetic import make_slice
 
 import data
 from data import Pairs
+from membrane import synthetic
+from membrane.errors import UserError
+from membrane.synthetic import make_slice
 
 SLICES = [make_slice(40, 48, seed) for seed in range(12)]
 
@@ -106,12 +106,12 @@ def test_a_folder_without_a_data_set_is_refused(tmp_path, folder, words):
 
 
 def test_synthetic_slices_are_drawn_once_and_known_as_such(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "SYNTHETIC_SLICES", {"train": 3, "test": 1})
-    monkeypatch.setattr(data, "SYNTHETIC_SIZE", 40)
+    monkeypatch.setattr(synthetic, "DATA_SET", {"train": 3, "test": 1})
+    monkeypatch.setattr(synthetic, "DATA_SET_SIDE", 40)
     drawn = tmp_path / "drawn"
     first = data.find_data_set("synthetic", drawn)
     assert first.is_synthetic and len(data.load_pairs(first).names) == 3
-    monkeypatch.setattr(data, "_draw", None)  # a second drawing would fail
+    monkeypatch.setattr(data, "write_data_set", None)  # a second drawing would fail
     assert data.find_data_set(str(drawn), tmp_path).is_synthetic
 
 
@@ -126,7 +126,7 @@ def no_network(monkeypatch):
 
 def test_a_cached_download_is_used_without_network(tmp_path, monkeypatch, no_network):
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path))
-    versions = tmp_path / "datasets" / kaggle.HANDLE
+    versions = tmp_path / "datasets" / data.HANDLE
     for version in ("9", "10", "11"):
         LAYOUTS["kaggle"](versions / "versions" / version)
     for version in ("9", "10"):  # 11 is only half there
@@ -149,7 +149,7 @@ def test_a_broken_archive_does_not_stand_in_the_way_of_the_next_try(tmp_path, mo
     import kagglehub
 
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path))
-    archive = tmp_path / "datasets" / kaggle.HANDLE / "1.archive"
+    archive = tmp_path / "datasets" / data.HANDLE / "1.archive"
 
     def receive_a_sign_in_page(handle):
         archive.parent.mkdir(parents=True)
@@ -171,7 +171,7 @@ def numbered_pairs(count=10):
     (None, ["8", "9"]), ("1-3", ["0", "1", "2"]), ("4", ["3"]), ("10-10", ["9"]),
 ])  # fmt: skip
 def test_whole_slices_are_held_out(val_slices, held_out):
-    training, validation = data.split(numbered_pairs(), val_slices)
+    training, validation = data.hold_out(numbered_pairs(), val_slices)
     assert validation.names == held_out
     assert sorted(training.names + held_out, key=int) == numbered_pairs().names
 
@@ -179,7 +179,7 @@ def test_whole_slices_are_held_out(val_slices, held_out):
 @pytest.mark.parametrize("val_slices", ["0-3", "9-11", "3-2", "a", "1,2", "1-10"])
 def test_impossible_hold_outs_are_refused(val_slices):
     with pytest.raises(UserError, match="--val-slices"):
-        data.split(numbered_pairs(), val_slices)
+        data.hold_out(numbered_pairs(), val_slices)
 
 
 @pytest.mark.isbi

@@ -1,13 +1,13 @@
 import json
 
-import metrics
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from synthetic import make_slice
 
 import evaluate
+from membrane import metrics
+from membrane.synthetic import make_slice
 
 SLICES = {f"s{number}": make_slice(60, 70, number)[1] for number in (1, 2, 10)}
 
@@ -62,16 +62,16 @@ def test_masks_are_scored_as_metrics_scores_them(labels, tmp_path, capsys):
         assert float(said[key]) == pytest.approx(mean, abs=1e-6)
 
 
-def test_probability_maps_need_a_threshold_and_show_the_best_one(labels, tmp_path, capsys):
+def test_probability_maps_need_a_threshold_and_show_the_oracle(labels, tmp_path, capsys):
     maps = write(tmp_path / "p", {name: blurred(one) for name, one in SLICES.items()})
     assert run(maps, labels) == 2
     assert "--threshold" in capsys.readouterr().err
     assert run(maps, labels, "--threshold", "0.5", "--json", tmp_path / "a.json") == 0
     said = json.loads((tmp_path / "a.json").read_text())
     assert said["threshold"] == 0.5 and said["v_rand"] < 0.9
-    assert said["v_rand_best"] == said["v_info_best"] == 1
-    assert 150 / 255 <= said["threshold_best"] < 240 / 255
-    assert {"v_rand_best", "threshold_best", "v_info_best"} <= summary(
+    assert said["v_rand_oracle"] == said["v_info_oracle"] == 1
+    assert 150 / 255 <= said["threshold_oracle"] < 240 / 255
+    assert {"v_rand_oracle", "threshold_oracle", "v_info_oracle"} <= summary(
         capsys.readouterr().out
     ).keys()
 

@@ -4,22 +4,19 @@ import shutil
 import zipfile
 from pathlib import Path
 
-import bioimage
-import doors
-import grey
 import keras
 import numpy as np
 import pytest
-import runs
-import slices
-import synthetic
 import tensorflow as tf
-from inference import load_network
 
 import export
 import unet
+from membrane import cli, runs, synthetic
+from membrane.exports import bioimageio, formats
+from membrane.inference.precision import load_network
+from membrane.io import normalization, readers
 
-with doors.quiet():
+with cli.quiet():
     import onnxruntime
     import openvino
     from bioimageio import core
@@ -59,7 +56,7 @@ ENGINES = {
 
 def check_engines(run_name, image, folder):
     """Exports a run to every format and compares what each gives of a slice of 512x512."""
-    seen = grey.normalise(image)[None, :, :, None]
+    seen = normalization.normalize(image)[None, :, :, None]
     expected = load_network(runs.find_run(run_name) / "model.keras").predict_on_batch(seen)
     assert np.ptp(expected) > 0.05
     for name, (file, engine) in ENGINES.items():
@@ -77,8 +74,8 @@ def test_every_format_gives_what_the_network_gives(outputs, tmp_path):
 @pytest.mark.isbi
 @pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
 def test_every_format_gives_what_the_network_gives_of_a_real_slice(isbi, tmp_path):
-    _, image = next(iter(slices.read_named(isbi / "unmodified-data" / "test" / "imgs")))
-    check_engines("pretrained", grey.to_grey(image), tmp_path)
+    _, image = next(iter(readers.read_named(isbi / "unmodified-data" / "test" / "imgs")))
+    check_engines("pretrained", normalization.to_grey(image), tmp_path)
 
 
 def test_a_package_passes_the_formats_own_test_and_says_all_that_is_known(outputs, tmp_path):
@@ -95,7 +92,7 @@ def test_a_package_passes_the_formats_own_test_and_says_all_that_is_known(output
     assert (axis.size.step, out.halo) == (2, 18)  # stride and radius of two stages, dilated
     assert axis.size.min > 2 * out.halo
     assert [str(paper.doi) for paper in model.cite] == list(
-        bioimage.UNET
+        bioimageio.UNET
     )  # no slice of ISBI-2012's
     with zipfile.ZipFile(path) as package:
         record = json.loads((outputs / "small/run.json").read_text())
@@ -103,12 +100,12 @@ def test_a_package_passes_the_formats_own_test_and_says_all_that_is_known(output
         assert packed | {"flags": record["flags"]} == record
         assert packed["flags"]["data"] == Path(record["flags"]["data"]).name  # not where it lies
         text = package.read("README.md").decode()
-        best = record["validation"]["best"]["v_rand"]  # of the one validation slice
+        best = record["validation"]["oracle"]["v_rand"]  # of the one validation slice
         assert f"V_rand {best:.4f}" in text and f"threshold, {record['threshold']:g}, " in text
         tensors = [np.load(package.open(f"test_{end}.npy")) for end in ("input", "output")]
     network = keras.saving.load_model(outputs / "small/model.keras")
-    ours = network.predict_on_batch(grey.normalise(tensors[0][0, ..., 0])[None, ..., None])
-    assert np.abs(ours - tensors[1]).mean() < 0.005  # its normalisation is nearly that of grey.py
+    ours = network.predict_on_batch(normalization.normalize(tensors[0][0, ..., 0])[None, ..., None])
+    assert np.abs(ours - tensors[1]).mean() < 0.005  # its normalisation is nearly ours
 
 
 def test_a_bare_model_is_exported_too(outputs, tmp_path):
@@ -143,7 +140,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line(
     assert (tmp_path / "taken.zip").read_text() == (tmp_path / "small.bin").read_text() == "mine"
 
 
-@pytest.mark.parametrize("wrong, status", [(1, 0), (export.TRIES, 2)])
+@pytest.mark.parametrize("wrong, status", [(1, 0), (formats.ATTEMPTS, 2)])
 def test_an_onnx_file_that_came_out_wrong_is_written_again(
     outputs, tmp_path, monkeypatch, capsys, wrong, status
 ):
@@ -158,7 +155,7 @@ def test_an_onnx_file_that_came_out_wrong_is_written_again(
     monkeypatch.setattr(keras.Model, "export", write)
     path = tmp_path / "small.onnx"
     assert run("small", "--format", "onnx", "--output", path) == status
-    assert len(written) == min(wrong + 1, export.TRIES)
+    assert len(written) == min(wrong + 1, formats.ATTEMPTS)
     if status:
         assert "does not give what the network gives" in capsys.readouterr().err
         assert not list(tmp_path.iterdir())

@@ -15,12 +15,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-import synthetic
 import zarr
 from conftest import write_data_set
 from PIL import Image
 
 import predict
+from membrane import synthetic
 
 ROOT = Path(predict.__file__).parent
 pytestmark = pytest.mark.slow

@@ -1,8 +1,9 @@
-import metrics
 import numpy as np
 import pytest
 from PIL import Image
-from slices import UserError
+
+from membrane import metrics
+from membrane.errors import UserError
 
 LABEL = np.ones((20, 21), bool)
 LABEL[:, 10] = False
@@ -92,7 +93,7 @@ def test_calibration_finds_the_threshold_that_closes_the_gap():
     maskers = [leaky(0.6).__gt__] * 2
     result = metrics.calibrate([LABEL, LABEL], maskers, (0.3, 0.5, 0.7, 0.8, 0.97))
     assert result["threshold"] in (0.7, 0.8)
-    assert result["best"]["v_rand"] == result["fixed"]["v_rand"] == 1
+    assert result["oracle"]["v_rand"] == result["leave_one_out"]["v_rand"] == 1
     assert [row["v_rand"] < 1 for row in result["table"]] == [True, True, False, False, True]
 
 
@@ -108,8 +109,8 @@ def test_a_plateau_is_preferred_to_a_peak():
 def test_the_fixed_score_never_sees_the_slice_it_scores():
     maskers = [leaky(0.6).__gt__, leaky(0.85).__gt__]
     result = metrics.calibrate([LABEL, LABEL], maskers, (0.7, 0.9))
-    assert result["best"]["v_rand"] == 1
-    assert result["fixed"]["v_rand"] == pytest.approx((1 + 2 / 3) / 2, abs=1e-6)
+    assert result["oracle"]["v_rand"] == 1
+    assert result["leave_one_out"]["v_rand"] == pytest.approx((1 + 2 / 3) / 2, abs=1e-6)
 
 
 def test_labels_without_interior_cannot_choose_a_threshold():
@@ -118,7 +119,7 @@ def test_labels_without_interior_cannot_choose_a_threshold():
 
 
 def test_one_slice_has_no_fixed_score():
-    assert metrics.calibrate([LABEL], [leaky(0.6).__gt__])["fixed"] is None
+    assert metrics.calibrate([LABEL], [leaky(0.6).__gt__])["leave_one_out"] is None
 
 
 def test_merged_and_split_parts_are_found_and_numbered_by_size():

@@ -5,22 +5,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-import files
-import grey
 import keras
 import numpy as np
 import pytest
-import runs
-import slices
-import synthetic
 import tifffile
 from conftest import fail_at, write_data_set
-from inference import Predictor
 from napari_builtins.io import napari_get_reader
 from PIL import Image
 
 import data
 import predict
+from membrane import runs, synthetic
+from membrane.errors import UserError
+from membrane.inference import outputs as outputs_module
+from membrane.inference.predictor import Predictor
+from membrane.io import normalization
 
 ROOT = Path(predict.__file__).parent
 
@@ -78,7 +77,7 @@ def test_a_network_that_cannot_be_used_leaves_no_folder_behind(folder, tmp_path,
     )
     flags = ["--model", tmp_path / "valid.keras", "--threshold", 0.5]
     assert run(folder, *flags, "--output", tmp_path / "masks") == 2
-    assert "cannot tile such a network" in capsys.readouterr().err
+    assert "not the size of its input" in capsys.readouterr().err
     assert not (tmp_path / "masks").exists()
 
 
@@ -221,7 +220,7 @@ def test_unfinished_work_is_continued_also_where_no_output_was_named(
     folder, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(runs, "OUTPUTS", tmp_path / "outputs")
-    fail_at(monkeypatch, files, "writing", 2, MemoryError)
+    fail_at(monkeypatch, outputs_module, "open_pages", 2, MemoryError)
     flags = (folder, "--model", ROOT / "outputs/pretrained")
     with pytest.raises(MemoryError):
         run(*flags)
@@ -233,7 +232,7 @@ def test_unfinished_work_is_continued_also_where_no_output_was_named(
 
 
 def test_its_own_unfinished_work_is_continued(outputs, folder, tmp_path, monkeypatch, capsys):
-    fail_at(monkeypatch, files, "writing", 2, MemoryError)
+    fail_at(monkeypatch, outputs_module, "open_pages", 2, MemoryError)
     with pytest.raises(MemoryError):
         run(folder, "--output", tmp_path / "masks")
     before = (tmp_path / "masks/a.png").stat().st_mtime_ns
@@ -248,7 +247,7 @@ def test_its_own_unfinished_work_is_continued(outputs, folder, tmp_path, monkeyp
 
 
 def test_changed_slices_are_not_mixed_into_unfinished_work(outputs, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "writing", lambda *args: 1 / 0)
+    monkeypatch.setattr(outputs_module, "open_pages", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(folder, "--output", tmp_path / "masks")
     Image.new("L", (40, 50)).save(folder / "a.png")
@@ -266,9 +265,11 @@ def test_flips_are_averaged_unless_refused(outputs, folder, tmp_path):
 
 
 def test_the_runs_own_scaling_is_used(outputs, folder, tmp_path, monkeypatch):
-    used, untouched = [], grey.normaliser
+    used, untouched = [], normalization.make_normalizer
     monkeypatch.setattr(
-        grey, "normaliser", lambda image, **how: used.append(how) or untouched(image, **how)
+        normalization,
+        "make_normalizer",
+        lambda image, **how: used.append(how) or untouched(image, **how),
     )
     assert run(folder, "--output", tmp_path / "masks") == 0
     scaling = json.loads((outputs / "small/run.json").read_text())["scaling"]
@@ -319,7 +320,7 @@ def write_run(outputs, name, **changes):
 
 def test_the_newest_finished_run_on_real_slices_is_the_default(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "OUTPUTS", tmp_path)
-    with pytest.raises(slices.UserError, match=r"run python train\.py"):
+    with pytest.raises(UserError, match=r"run python train\.py"):
         runs.find_run(None)
     write_run(tmp_path, "pretrained")
     assert runs.find_run(None).name == "pretrained"
@@ -329,7 +330,7 @@ def test_the_newest_finished_run_on_real_slices_is_the_default(tmp_path, monkeyp
     write_run(tmp_path, "cut", ended="2026-04-04", finished=False)
     assert runs.find_run(None).name == "a-new"
     assert runs.find_run("drawn") == tmp_path / "drawn"
-    with pytest.raises(slices.UserError, match="there are: a-new, b-old, cut, drawn, pretrained"):
+    with pytest.raises(UserError, match="there are: a-new, b-old, cut, drawn, pretrained"):
         runs.find_run("other")
 
 
@@ -355,8 +356,8 @@ def test_a_data_set_without_test_slices_asks_for_a_folder(tmp_path, monkeypatch)
     root = write_data_set(tmp_path / "set", count=2, test=1)
     (root / "test").rename(root / "unused")
     assert data.find_data_set(str(root), tmp_path).test is None
-    with pytest.raises(slices.UserError, match="name a folder"):
-        predict._test_slices({"flags": {"data": str(root)}})
+    with pytest.raises(UserError, match="name a folder"):
+        predict.find_test_slices({"flags": {"data": str(root)}})
 
 
 def test_the_real_command_is_quiet_and_shows_progress(trained, folder, tmp_path):

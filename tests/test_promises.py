@@ -9,7 +9,7 @@ def test_every_promise_has_a_test():
     rows = [line for line in table.splitlines() if line.startswith("|")][2:]
     assert len(rows) > 20
     for row in rows:
-        named = re.findall(r"`(tests/test_\w+\.py)::(\w+)`", row)
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
         assert named, row
         assert ("†" in row) == (named[0][0] == "tests/test_faults.py"), row  # all of it is slow
         for file, test in named:

@@ -1,17 +1,18 @@
 """What must hold for every input, tried on those that hypothesis thinks of."""
 
-import grey
-import metrics
+import dataclasses
+
 import numpy as np
 import pytest
-import slices
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from inference import Predictor
 from PIL import Image
 
+from membrane import metrics
+from membrane.inference.predictor import Predictor
+from membrane.io import normalization, readers
 from unet import build_unet
 
 settings.register_profile("here", deadline=None, derandomize=True, max_examples=60)
@@ -82,20 +83,21 @@ def test_a_mask_is_perfect_for_itself_and_membrane_scores_are_symmetric(pair):
 
 @given(hnp.arrays(np.uint8, SMALL), st.integers(1, 250), st.integers(0, 1000))
 def test_normalisation_is_monotone_and_blind_to_gain_offset_and_dtype(image, gain, offset):
-    normalised = grey.normalise(image)
+    normalised = normalization.normalize(image)
     assert normalised.dtype == np.float32 and normalised.shape == image.shape
     assert -1 <= normalised.min() and normalised.max() <= 2
     order = np.argsort(image, axis=None)
     assert (np.diff(normalised.ravel()[order]) >= 0).all()
     other = image.astype(np.uint16) * np.uint16(gain) + np.uint16(offset)
     for dtype in (np.uint16, np.int32, np.float32, np.float64):
-        np.testing.assert_allclose(grey.normalise(other.astype(dtype)), normalised, atol=1e-4)
+        again = normalization.normalize(other.astype(dtype))
+        np.testing.assert_allclose(again, normalised, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("error")
 @given(hnp.arrays(np.float64, SMALL, elements=st.floats(allow_nan=False, allow_infinity=False)))
 def test_no_finite_slice_normalises_to_what_is_no_number(image):
-    normalised = grey.normalise(image)
+    normalised = normalization.normalize(image)
     assert np.isfinite(normalised).all() and np.abs(normalised).max() <= 2
 
 
@@ -111,7 +113,7 @@ def test_every_tiff_is_read_as_it_was_written(tmp_path_factory, image, big, pack
     path = tmp_path_factory.getbasetemp() / "round.tif"
     kind = {"photometric": "minisblack", "compression": packed, "byteorder": order}
     tifffile.imwrite(path, image, bigtiff=big, **kind)
-    (page,) = slices.read_pages(path)
+    (page,) = readers.read_pages(path)
     np.testing.assert_array_equal(page, image)
 
 
@@ -119,7 +121,7 @@ def test_every_tiff_is_read_as_it_was_written(tmp_path_factory, image, big, pack
 def test_every_png_is_read_as_it_was_written(tmp_path_factory, image):
     path = tmp_path_factory.getbasetemp() / "round.png"
     Image.fromarray(image).save(path)
-    (page,) = slices.read_pages(path)
+    (page,) = readers.read_pages(path)
     assert page.shape == image.shape
     np.testing.assert_array_equal(page > 0, image > 0)
     if image.dtype != np.bool_:
@@ -137,15 +139,17 @@ SIDES = st.integers(1, 90)
 
 @given(height=SIDES, width=SIDES, tile=st.tuples(SIDES, SIDES), data=st.data())
 @settings(max_examples=40)
-def test_no_tiling_and_no_area_differs_from_the_whole_slice(predictors, height, width, tile, data):
+def test_no_tile_and_no_region_differs_from_the_whole_slice(
+    predictors, height, width, tile, data
+):
     whole, tiled = predictors
     image = np.random.default_rng(height * 91 + width).random((height, width), np.float32)
     expected = whole(image)
-    tiled.tile = tile
+    tiled.tiling = dataclasses.replace(tiled.tiling, tile=tile)
     np.testing.assert_allclose(tiled(image), expected, atol=1e-6)
     top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
     area = np.s_[top : top + tile[0], left : left + 7]
     area = tuple(slice(*one.indices(side)[:2]) for one, side in zip(area, image.shape, strict=True))
-    read = tiled.needs(area, image.shape)
-    part = tiled.predict_area(image[read], area, image.shape)
+    read = tiled.tiling.input_region(area, image.shape)
+    part = tiled.predict_region(image[read], area, image.shape)
     np.testing.assert_allclose(part, expected[area], atol=1e-6)

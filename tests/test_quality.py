@@ -43,12 +43,14 @@ def test_a_blocks_threshold_is_chosen_on_the_other_blocks_of_its_seed():
     assert result["blocks"][0, 0][0] == 0.7  # not 0.3, its own
     assert result["blocks"][0, 0][1][0] == pytest.approx(1 - 0.4 / 2)
     assert (1, 0) not in result["blocks"]  # nothing to choose on
-    assert result["fixed"][0][0] == pytest.approx(np.mean([0.8, *[1 - abs(0.5 - 0.7) / 2] * 2]))
+    assert result["leave_one_out"][0][0] == pytest.approx(
+        np.mean([0.8, *[1 - abs(0.5 - 0.7) / 2] * 2])
+    )
 
 
 def test_the_sensitivity_is_read_between_the_thresholds():
     result = quality.summarise([make_row(0, 0.5), make_row(1, 0.5)], quality.DEFAULT)
-    assert result["threshold"] == 0.5 and result["best"].tolist() == [1, 0.9]
+    assert result["threshold"] == 0.5 and result["oracle"].tolist() == [1, 0.9]
     assert result["shifted"][0] == pytest.approx([0.975, 0.875])
 
 

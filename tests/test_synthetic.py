@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from synthetic import make_slice
+
+from membrane.synthetic import make_slice
 
 
 def test_a_seed_gives_the_same_slice_and_another_seed_another():

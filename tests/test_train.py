@@ -7,21 +7,29 @@ import sys
 import time
 from pathlib import Path
 
-import fit
 import keras
 import numpy as np
 import pytest
-import runs
-import tiles
 from conftest import fail_at, write_data_set
-from inference import Predictor, load_network
 from PIL import Image
 
 import data
 import train
 import unet
+from membrane import runs
+from membrane.errors import UserError
+from membrane.inference.precision import load_network
+from membrane.inference.predictor import Predictor
+from membrane.training import callbacks
 
 ROOT = Path(train.__file__).parent
+
+
+def interrupt(*args, **settings):
+    """Stands for a `fit` that is interrupted in its first epoch."""
+    raise KeyboardInterrupt
+
+
 SMALL = ["--filters", "4", "8", "--batch-size", "2"]
 
 
@@ -65,10 +73,14 @@ def test_training_learns(data_set, tmp_path, capsys):
     assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:2])
     record = json.loads((output / "run.json").read_text())
     assert record["val_slices"] == ["slice_2", "slice_3"]
-    assert record["validation"]["best"]["v_rand"] >= record["validation"]["fixed"]["v_rand"] - 1e-9
-    _, held_out = data.split(data.load_pairs(data.find_data_set(str(data_set), tmp_path)), "2-3")
-    scores = fit.validate(Predictor(load_network(output / "model.keras")), held_out)
-    assert float(rows(output)[-1]["val_loss"]) == pytest.approx(scores["val_loss"], rel=0.02)
+    assert (
+        record["validation"]["oracle"]["v_rand"]
+        >= record["validation"]["leave_one_out"]["v_rand"] - 1e-9
+    )
+    _, held_out = data.hold_out(data.load_pairs(data.find_data_set(str(data_set), tmp_path)), "2-3")
+    predict = Predictor(load_network(output / "model.keras"))
+    scores = callbacks.validate(predict, held_out.images, held_out.labels)
+    assert float(rows(output)[-1]["val_loss"]) == pytest.approx(scores["loss"], rel=0.02)
 
 
 RESUMED = [*SMALL, "--epochs", "4", "--seed", "5"]
@@ -92,10 +104,10 @@ def whole(data_set, tmp_path_factory):
 def test_a_resumed_training_ends_like_an_undisturbed_one(
     data_set, whole, tmp_path, monkeypatch, moment
 ):
-    untouched = fail_at(monkeypatch, fit, moment, 3, MemoryError)
+    untouched = fail_at(monkeypatch, callbacks, moment, 3, MemoryError)
     with pytest.raises(MemoryError):
         train.main(["--data", str(data_set), *RESUMED, "--output", str(tmp_path / "cut")])
-    monkeypatch.setattr(fit, moment, untouched)
+    monkeypatch.setattr(callbacks, moment, untouched)
     known = rows(tmp_path / "cut")
     assert len(known) == 2
     assert train.main(["--resume", str(tmp_path / "cut")]) == 0
@@ -128,7 +140,7 @@ def test_a_killed_training_can_be_resumed(data_set, tmp_path):
 
 
 def test_ctrl_c_keeps_what_there_is(data_set, tmp_path, monkeypatch, capsys):
-    fail_at(monkeypatch, fit, "validate", 2, KeyboardInterrupt)
+    fail_at(monkeypatch, callbacks, "validate", 2, KeyboardInterrupt)
     output = tmp_path / "run"
     flags = ["--data", str(data_set), *SMALL, "--epochs", "3", "--output", str(output)]
     assert train.main(flags) == 130
@@ -140,22 +152,21 @@ def test_ctrl_c_keeps_what_there_is(data_set, tmp_path, monkeypatch, capsys):
     assert (output / "model.keras").exists() and len(rows(output)) == 1
     assert train.main(["--resume", str(output)]) == 0
     assert json.loads((output / "run.json").read_text())["finished"]
-    assert not (output / fit.CHECKPOINT).exists()
+    assert not (output / callbacks.CHECKPOINT).exists()
 
 
 def test_a_loss_that_is_no_number_stops_with_a_reason(data_set, tmp_path, monkeypatch, capsys):
-    broken = tiles.TileSampler.__call__
+    sound = data.tiles
 
-    def poison(self, numbers):
-        images, labels = broken(self, numbers)
-        return images * np.nan, labels
+    def poison(*args):
+        return sound(*args).map(lambda images, labels: (images * np.nan, labels))
 
-    monkeypatch.setattr(tiles.TileSampler, "__call__", poison)
+    monkeypatch.setattr(data, "tiles", poison)
     flags = ["--data", str(data_set), *SMALL, "--epochs", "3", "--output", str(tmp_path / "run")]
     assert train.main(flags) == 2
     message = capsys.readouterr().err
     assert "no longer a number in epoch 1" in message and "--learning-rate" in message
-    assert not (tmp_path / "run" / fit.CHECKPOINT).exists()
+    assert not (tmp_path / "run" / callbacks.CHECKPOINT).exists()
 
 
 def test_a_run_is_never_overwritten(data_set, tmp_path, capsys):
@@ -167,7 +178,7 @@ def test_a_run_is_never_overwritten(data_set, tmp_path, capsys):
 
 def test_resuming_with_other_slices_is_refused(data_set, tmp_path, monkeypatch, capsys):
     output = tmp_path / "run"
-    monkeypatch.setattr(fit, "fit", lambda *args, **kwargs: [])
+    monkeypatch.setattr(keras.Model, "fit", interrupt)
     assert train.main(["--data", str(data_set), *SMALL, "--output", str(output)]) == 130
     record = json.loads((output / "run.json").read_text())
     record["data_checksum"] += 1
@@ -191,13 +202,13 @@ def test_resuming_without_its_checkpoint_is_refused(data_set, tmp_path, capsys):
 def test_only_training_slices_reach_the_sampler_and_the_rate_follows_its_schedule(
     data_set, tmp_path, monkeypatch
 ):
-    seen, make = [], tiles.TileSampler
+    seen, make = [], data.tiles
 
-    def watch(images, labels, seed):
-        seen.append(images)
-        return make(images, labels, seed)
+    def watch(training, *args):
+        seen.append(training.images)
+        return make(training, *args)
 
-    monkeypatch.setattr(tiles, "TileSampler", watch)
+    monkeypatch.setattr(data, "tiles", watch)
     output = tmp_path / "run"
     flags = ["--epochs", "6", "--val-slices", "2", "--output", str(output)]
     assert train.main(["--data", str(data_set), *SMALL, *flags]) == 0
@@ -213,19 +224,19 @@ def test_only_training_slices_reach_the_sampler_and_the_rate_follows_its_schedul
 def test_training_starts_from_another_runs_weights(data_set, trained, tmp_path, monkeypatch):
     begun = []
 
-    def stop_at_once(network, *args, **kwargs):
-        begun.append((network.get_weights(), kwargs))
-        return []
+    def stop_at_once(model, *args, **settings):
+        begun.append((model.get_weights(), settings))
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(fit, "fit", stop_at_once)
+    monkeypatch.setattr(keras.Model, "fit", stop_at_once)
     flags = ["--data", str(data_set), "--init", str(trained / "small"), "--batch-size", "2"]
     assert train.main([*flags, "--output", str(tmp_path / "run")]) == 130
     found, settings = begun[0]
     for weight, expected in zip(found, weights(trained / "small"), strict=True):
         assert np.array_equal(weight, expected)
     assert settings["epochs"] == train.EPOCHS_INIT < train.EPOCHS
-    assert settings["learning_rate"] == train.LEARNING_RATE_LOW
     record = json.loads((tmp_path / "run/run.json").read_text())
+    assert record["flags"]["learning_rate"] == train.LEARNING_RATE_LOW
     assert record["flags"]["filters"] == [4, 8]
 
 
@@ -234,10 +245,10 @@ def test_training_starts_from_another_runs_weights(data_set, trained, tmp_path, 
 ])  # fmt: skip
 def test_a_deep_network_has_defaults_of_its_own(filters, rate, dilation):
     args = train.parse_args(["--filters", *map(str, filters)])
-    train.settle_schedule(args, starts_from_run=False, synthetic=False)
+    train.resolve_defaults(args, synthetic=False)
     assert (args.learning_rate, args.dilation) == (rate, dilation)
     args = train.parse_args(["--dilation", "3", "--learning-rate", "0.5"])
-    train.settle_schedule(args, starts_from_run=False, synthetic=False)
+    train.resolve_defaults(args, synthetic=False)
     assert (args.learning_rate, args.dilation) == (0.5, 3)
 
 
@@ -245,7 +256,9 @@ def test_a_training_interrupted_before_its_first_epoch_starts_from_the_same_run_
     data_set, trained, tmp_path, monkeypatch
 ):
     begun = []
-    monkeypatch.setattr(fit, "fit", lambda network, *_, **__: begun.append(network) or [])
+    monkeypatch.setattr(
+        keras.Model, "fit", lambda model, *_, **__: begun.append(model) or interrupt()
+    )
     flags = ["--data", str(data_set), "--init", str(trained / "small"), "--batch-size", "2"]
     assert train.main([*flags, "--output", str(tmp_path / "run")]) == 130
     assert train.main(["--resume", str(tmp_path / "run")]) == 130
@@ -294,15 +307,15 @@ def test_resuming_a_finished_run_is_refused(trained, capsys):
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
-    model = fit.TileTraining(unet.build_unet((2, 2)), None)
+    model = unet.build_unet((2, 2))
     model.compile("adam", "mse")
-    model.optimizer.build(model.network.trainable_variables)
-    fit.save_checkpoint(tmp_path / "a.npz", model, [{"epoch": 1}])
-    assert fit.load_checkpoint(tmp_path / "a.npz", model) == [{"epoch": 1}]
-    whole = (tmp_path / "a.npz").read_bytes()
-    (tmp_path / "a.npz").write_bytes(whole[:-100])
-    with pytest.raises(fit.UserError, match=r"a\.npz: damaged"):
-        fit.load_checkpoint(tmp_path / "a.npz", model)
+    path = tmp_path / callbacks.CHECKPOINT
+    history = [dict.fromkeys(callbacks.COLUMNS, 1)]
+    callbacks.save_checkpoint(path, model, history)
+    assert callbacks.restore_checkpoint(tmp_path, model) == history
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"checkpoint\.npz: damaged"):
+        callbacks.restore_checkpoint(tmp_path, model)
 
 
 @pytest.mark.parametrize("flags, words", [
@@ -313,8 +326,8 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     (["--seed", "-1"], "whole number"),
     (["--resume", "x", "--epochs", "5"], "leave out --epochs"),
     (["--resume", "x", "--batch-size", "8"], "leave out --batch-size"),
-    (["--init", "x", "--dilation", "1"], "leave out --dilation"),
-    (["--init", "x", "--filters", "16", "32", "64"], "leave out --filters"),
+    (["--init", "x", "--dilation", "1"], "leave them out"),
+    (["--init", "x", "--filters", "16", "32", "64"], "leave them out"),
     (["--val-slices", "none"], "add --threshold"),
     (["--epoch", "5"], "unrecognized"),
 ])  # fmt: skip

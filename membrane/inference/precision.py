@@ -29,15 +29,18 @@ def load_network(path: Path) -> keras.Model:
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
+            if size > MAX_MODEL_BYTES:
+                raise UserError(
+                    f"{path}: {size:,} bytes when unpacked, over {MAX_MODEL_BYTES:,}; is it a "
+                    "model?"
+                )
             version = json.loads(archive.read("metadata.json"))["keras_version"]
+    except UserError:
+        raise
     except Exception:  # zipfile, zlib, json: anything
         raise UserError(
             f"{path}: no .keras file, or one that was cut short; get it again"
         ) from None
-    if size > MAX_MODEL_BYTES:
-        raise UserError(
-            f"{path}: {size:,} bytes when unpacked, over {MAX_MODEL_BYTES:,}; is it a model?"
-        )
     try:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # h5py, Keras: anything

@@ -46,6 +46,8 @@ def derive(network: keras.Model) -> tuple[int, int] | None:
     step, radius, stride = {}, {}, 1
     for layer in network.layers:
         inputs = inputs_of(layer)
+        if len(layer._inbound_nodes) > 1 or not step.keys() >= set(inputs):  # shared, or an op
+            return None
         at = max((step[name] for name in inputs), default=1)  # px of the image per px of its input
         reach = max((radius[name] for name in inputs), default=0)
         if type(layer) is layers.Conv2D and layer.strides == (1, 1):
@@ -116,7 +118,10 @@ def _smallest_side(probe: keras.Model) -> int:
     for stride in range(1, MAX_STRIDE + 1):
         if all(_keeps_size(probe, count * stride) for count in (8, 9, 11)):
             return stride
-    raise UserError("its output has not the size of its input; expected P(interior) of each pixel")
+    raise UserError(
+        "the network's output has not the size of its input; expected P(interior) of each pixel: "
+        'padding="same" in its layers'
+    )
 
 
 def _is_same_on_grid(

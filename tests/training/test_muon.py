@@ -1,7 +1,8 @@
 import keras
 import numpy as np
 import pytest
-from muon import ADAM_SHARE, STEP, Muon, orthogonalise
+
+from membrane.training.muon import ADAM_SHARE, STEP, Muon, orthogonalise
 
 RNG = np.random.default_rng(0)
 

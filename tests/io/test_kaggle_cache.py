@@ -6,15 +6,15 @@ import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import kaggle
 import numpy as np
 import pytest
 from conftest import write_data_set
 from kagglesdk import kaggle_env
-from slices import UserError
 
 import data
 import train
+from membrane.errors import UserError
+from membrane.io import kaggle_cache
 
 LAYOUT = "unmodified-data/train"
 
@@ -130,7 +130,7 @@ def test_a_failed_download_is_said_in_a_line_and_the_next_try_succeeds(
 
 
 def test_half_a_download_in_the_cache_is_gone_on_with(server, tmp_path):
-    home = tmp_path / "cache/datasets" / kaggle.HANDLE
+    home = tmp_path / "cache/datasets" / data.HANDLE
     home.mkdir(parents=True)
     (home / "1.archive").write_bytes(server.archive[:5000])
     (home / f"versions/1/{LAYOUT}/imgs").mkdir(parents=True)  # and half of it was unpacked once
@@ -164,7 +164,7 @@ BAD = {
 def test_an_archive_of_something_else_is_refused_and_not_kept(
     server, members, tmp_path, monkeypatch, fault
 ):
-    monkeypatch.setattr(kaggle, "UNPACKED_BYTES", 10**7)
+    monkeypatch.setattr(kaggle_cache, "MAX_UNPACKED_BYTES", 10**7)
     spoil, words = BAD[fault]
     good, server.archive = server.archive, pack(spoil(members))
     with pytest.raises(UserError, match=words) as refusal:

@@ -1,16 +1,16 @@
 import io
 import shutil
 
-import figures
 import numpy as np
 import pytest
-import results
-import synthetic
 from PIL import Image
-from runs import OUTPUTS
 
 import evaluate
 import predict
+from membrane import synthetic
+from membrane.inference import outputs
+from membrane.runs import OUTPUTS
+from membrane.viewer import page
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 NAMES = ("<img src=x onerror=alert(1)>", "b", "c")
@@ -111,14 +111,14 @@ def test_scores_are_shown_once_the_masks_are_evaluated(masks, browser, capsys):
 
 def test_no_name_can_end_the_pages_script(tmp_path):
     shown = [{"name": "</script><b>", "membrane": 0.3, "file": "00000", "kinds": ["slice.jpg"]}]
-    figures.write_page(tmp_path / "index.html", shown, "</script>", "<b>")
-    figures.add_scores(tmp_path / "index.html", {"</script><b>": {"v_rand": 1.0}})
+    page.write_page(tmp_path / "index.html", shown, "</script>", "<b>")
+    page.add_scores(tmp_path / "index.html", {"</script><b>": {"v_rand": 1.0}})
     text = (tmp_path / "index.html").read_text()
     assert text.count("</script>") == 1 and "<b>" not in text
 
 
 def test_a_huge_slice_is_shown_thinned():
-    views = figures.make_views(np.zeros((5000, 100), np.float32), np.zeros((5000, 100), np.uint8))
+    views = page.make_views(np.zeros((5000, 100), np.float32), np.zeros((5000, 100), np.uint8))
     assert list(views) == ["slice.jpg", "mask.png"]
     for content in views.values():
         assert Image.open(io.BytesIO(content)).size == (50, 2500)
@@ -128,13 +128,13 @@ def test_a_slice_without_a_picture_of_a_kind_shows_none(tmp_path, browser):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
-    views = figures.make_views(np.ones((9, 9)), np.zeros((9, 9), np.uint8), np.ones((9, 9), "u1"))
+    views = page.make_views(np.ones((9, 9)), np.zeros((9, 9), np.uint8), np.ones((9, 9), "u1"))
     shown = []
     for name, kinds in (("a", list(views)), ("b", ["slice.jpg", "mask.png"])):
         shown.append(
-            results.write_views(tmp_path, {k: views[k] for k in kinds}, len(shown), name, 1)
+            outputs.write_views(tmp_path, {k: views[k] for k in kinds}, len(shown), name, 1)
         )
-    figures.write_page(tmp_path / "index.html", shown, "", "")
+    page.write_page(tmp_path / "index.html", shown, "", "")
     browser.get((tmp_path / "index.html").as_uri())
     button = browser.find_element(By.XPATH, "//button[text()='probability']")
     button.click()

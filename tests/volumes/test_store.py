@@ -3,12 +3,13 @@ import json
 import numpy as np
 import pytest
 import tifffile
-import volume
 import zarr
 from ome_zarr.format import FormatV04, FormatV05
 from ome_zarr.writer import write_image
 from PIL import Image
-from slices import UnreadableError, UserError
+
+from membrane.errors import UnreadableError, UserError
+from membrane.volumes import store
 
 RNG = np.random.default_rng(0)
 VOLUME = RNG.integers(0, 60_000, (5, 40, 30)).astype(np.uint16)
@@ -53,7 +54,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_part_of_a_volume_is_what_was_stored(tmp_path, kind):
     KINDS[kind](tmp_path / kind)
-    found = volume.open_volume(tmp_path / kind, 10_000)
+    found = store.open_volume(tmp_path / kind, 10_000)
     assert found.shape == VOLUME.shape and found.itemsize == 2
     part = found.read(Z, AREA)
     assert part.dtype.newbyteorder("=") == np.uint16
@@ -65,11 +66,11 @@ def test_a_part_of_a_volume_is_what_was_stored(tmp_path, kind):
 def test_an_array_inside_a_group_can_be_named_and_a_lone_one_is_found(tmp_path):
     group = zarr.open_group(str(tmp_path / "g.zarr"), mode="w")
     group.create_array("raw", data=VOLUME)
-    assert volume.open_volume(tmp_path / "g.zarr", 10_000).shape == VOLUME.shape
+    assert store.open_volume(tmp_path / "g.zarr", 10_000).shape == VOLUME.shape
     group.create_array("other", data=VOLUME[:2])
     with pytest.raises(UserError, match="holds 2 arrays"):
-        volume.open_volume(tmp_path / "g.zarr", 10_000)
-    assert volume.open_volume(tmp_path / "g.zarr" / "other", 10_000).shape[0] == 2
+        store.open_volume(tmp_path / "g.zarr", 10_000)
+    assert store.open_volume(tmp_path / "g.zarr" / "other", 10_000).shape[0] == 2
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 40, 30), (5,), (0, 4, 4)])
@@ -77,12 +78,12 @@ def test_what_is_no_single_volume_is_refused(tmp_path, shape):
     chunks = tuple(max(1, side) for side in shape)
     zarr.create_array(str(tmp_path / "a.zarr"), shape=shape, dtype="u1", chunks=chunks)
     with pytest.raises(UserError, match=r"a\.zarr: "):
-        volume.open_volume(tmp_path / "a.zarr", 10_000)
+        store.open_volume(tmp_path / "a.zarr", 10_000)
 
 
 def test_a_single_slice_is_a_volume_of_one(tmp_path):
     zarr.create_array(str(tmp_path / "a.zarr"), data=VOLUME[0])
-    found = volume.open_volume(tmp_path / "a.zarr", 10_000)
+    found = store.open_volume(tmp_path / "a.zarr", 10_000)
     assert np.array_equal(found.read(slice(0, 1), AREA)[0], VOLUME[(0, *AREA)])
 
 
@@ -93,7 +94,7 @@ def test_axes_in_another_order_are_refused(tmp_path):
     content["multiscales"][0]["axes"].reverse()
     attributes.write_text(json.dumps(content))
     with pytest.raises(UserError, match="in this order"):
-        volume.open_volume(tmp_path / "a.zarr", 10_000)
+        store.open_volume(tmp_path / "a.zarr", 10_000)
 
 
 @pytest.mark.parametrize("damage", ["{", "{}", '{"zarr_format": 9}'])
@@ -101,7 +102,7 @@ def test_damaged_metadata_are_refused_in_one_line(tmp_path, damage):
     write_zarr(tmp_path / "a.zarr", 3)
     (tmp_path / "a.zarr" / "zarr.json").write_text(damage)
     with pytest.raises(UserError, match=r"^\S+a\.zarr: "):
-        volume.open_volume(tmp_path / "a.zarr", 10_000)
+        store.open_volume(tmp_path / "a.zarr", 10_000)
 
 
 @pytest.mark.parametrize(("form", "chunk"), [(2, "1.0.1"), (3, "c/1/0/1")])
@@ -109,7 +110,7 @@ def test_a_truncated_chunk_is_named(tmp_path, form, chunk):
     write_zarr(tmp_path / "a.zarr", form)
     file = tmp_path / "a.zarr" / chunk
     file.write_bytes(file.read_bytes()[:40])
-    found = volume.open_volume(tmp_path / "a.zarr", 10_000)
+    found = store.open_volume(tmp_path / "a.zarr", 10_000)
     assert np.array_equal(found.read(slice(0, 2), AREA), VOLUME[(slice(0, 2), *AREA)])
     with pytest.raises(UnreadableError, match=f"chunk {chunk} cannot be read"):
         found.read(Z, AREA)
@@ -118,27 +119,27 @@ def test_a_truncated_chunk_is_named(tmp_path, form, chunk):
 def test_slices_of_several_sizes_are_no_volume(tmp_path):
     write_folder(tmp_path / "folder")
     Image.fromarray(VOLUME[0, :20]).save(tmp_path / "folder" / "slice 3.png")
-    found = volume.open_volume(tmp_path / "folder", 10_000)
+    found = store.open_volume(tmp_path / "folder", 10_000)
     with pytest.raises(UnreadableError, match=r"slice 3\.png: 20x30 px, the first slice has 40x30"):
         found.read(slice(0, 5), AREA)
 
 
 def test_a_pyramid_halves_z_only_where_voxels_are_not_longer_in_z():
-    flat = volume.plan_levels((100, 3000, 2000), (40.0, 4.0, 4.0))
+    flat = store.plan_levels((100, 3000, 2000), (40.0, 4.0, 4.0))
     assert [shape for shape, _ in flat] == [
         (100, 3000, 2000), (100, 1500, 1000), (100, 750, 500), (100, 375, 250),
     ]  # fmt: skip
-    assert volume.plan_levels((100, 2000, 2000), (8.0, 8.0, 8.0))[-1] == ((25, 500, 500), (4, 4, 4))
-    assert volume.plan_levels((9, 10, 10), (None, None, None)) == [((9, 10, 10), (1, 1, 1))]
+    assert store.plan_levels((100, 2000, 2000), (8.0, 8.0, 8.0))[-1] == ((25, 500, 500), (4, 4, 4))
+    assert store.plan_levels((9, 10, 10), (None, None, None)) == [((9, 10, 10), (1, 1, 1))]
 
 
 def test_what_is_written_is_ome_zarr_that_the_reader_understands(tmp_path):
     shape, voxel = (5, 1100, 600), (30.0, 4.0, 4.0)
-    levels = volume.plan_levels(shape, voxel)
-    volume.create_volume(tmp_path / "m.zarr", voxel, levels, (2, 1100, 600))
+    levels = store.plan_levels(shape, voxel)
+    store.create_volume(tmp_path / "m.zarr", voxel, levels, (2, 1100, 600))
     part = RNG.integers(0, 256, (2, 1100, 600)).astype(np.uint8)
-    volume.write_part(tmp_path / "m.zarr", 0, (2, 0, 0), part)
-    found = volume.open_volume(tmp_path / "m.zarr", 10**6)
+    store.write_part(tmp_path / "m.zarr", 0, (2, 0, 0), part)
+    found = store.open_volume(tmp_path / "m.zarr", 10**6)
     assert found.shape == shape and np.allclose(found.voxel, voxel)
     whole = (slice(0, 1100), slice(0, 600))
     assert np.array_equal(found.read(slice(2, 4), whole), part)

@@ -1,6 +1,7 @@
-import figures
 import numpy as np
 from PIL import Image
+
+from membrane.viewer import plots
 
 RNG = np.random.default_rng(0)
 
@@ -15,11 +16,11 @@ def test_the_worst_slice_comes_first_and_errors_are_coloured(tmp_path):
         pick = [[column[i] for i in order] for column in (["a", "b"], images, maps, scores)]
         path = tmp_path / f"{order[0]}.png"
         masks = [one > 0.5 for one in pick[2]]
-        figures.draw_validation_sheet(path, *pick[:2], [label] * 2, pick[2], masks, pick[3])
+        plots.draw_validation_sheet(path, *pick[:2], [label] * 2, pick[2], masks, pick[3])
         sheet = np.asarray(Image.open(path))
-        assert abs(int(sheet[8 + figures.CAPTION, 8, 0]) - 51) <= 1  # the dark slice, a
-        assert (sheet == figures.MISSED).all(-1).sum() == 40
-        assert not (sheet == figures.INVENTED).all(-1).any()
+        assert abs(int(sheet[8 + plots.CAPTION, 8, 0]) - 51) <= 1  # the dark slice, a
+        assert (sheet == plots.MISSED).all(-1).sum() == 40
+        assert not (sheet == plots.INVENTED).all(-1).any()
 
 
 def test_curves_are_drawn_where_values_are_known(tmp_path):
@@ -27,19 +28,19 @@ def test_curves_are_drawn_where_values_are_known(tmp_path):
     names = ("val_loss", "val_membrane_iou", "val_v_rand", "val_v_info")
     history = [{"epoch": 1, **row, **dict.fromkeys(names)}]
     history.append({"epoch": 2, **row, **dict.fromkeys(names, 0.7)})
-    figures.draw_curves(tmp_path / "curves.png", history)
+    plots.draw_curves(tmp_path / "curves.png", history)
     assert Image.open(tmp_path / "curves.png").width > 1000
 
 
 def test_a_huge_slice_has_a_small_thumbnail():
-    assert max(figures.make_thumbnail(np.zeros((3000, 50), np.uint8)).shape) == figures.THUMBNAIL
-    assert figures.make_thumbnail(np.ones((10, 20), np.float32)).shape == (10, 20)
+    assert max(plots.make_thumbnail(np.zeros((3000, 50), np.uint8)).shape) == plots.THUMBNAIL
+    assert plots.make_thumbnail(np.ones((10, 20), np.float32)).shape == (10, 20)
 
 
 def test_merged_and_split_cells_are_coloured_and_numbered():
     merged, split = np.zeros((2, 60, 90), np.int32)
     merged[:, :30], split[30:, 60:] = 1, 1
-    picture = figures._draw_cell_errors(np.full((60, 90), 128, np.uint8), merged, split).astype(int)
+    picture = plots._draw_cell_errors(np.full((60, 90), 128, np.uint8), merged, split).astype(int)
     redder = picture[..., 0] - picture[..., 2] > 60
     bluer = picture[..., 2] - picture[..., 0] > 30
     assert redder[:, :30].mean() > 0.7 and not redder[:, 30:].any()

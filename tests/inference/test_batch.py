@@ -2,10 +2,13 @@ import threading
 import time
 
 import numpy as np
-import pipeline
 import pytest
 from PIL import Image
-from pipeline import Recipe, Source, predict_pages
+
+import predict
+from membrane.inference import batch
+from membrane.inference.batch import PredictionConfig, Source
+from membrane.io.normalization import make_normalizer, sample_pixels, to_grey
 
 
 class Watched:
@@ -14,14 +17,14 @@ class Watched:
     def __init__(self):
         self.now, self.most, self.lock = 0, 0, threading.Lock()
 
-    def __call__(self, image, scale, normalise):
+    def __call__(self, image, scale, normalize):
         with self.lock:
             self.now += 1
             self.most = max(self.most, self.now)
         time.sleep(0.05 if image.mean() < 128 else 0.01)
         with self.lock:
             self.now -= 1
-        return normalise(image).clip(0, 1)
+        return normalize(image).clip(0, 1)
 
     def stop(self):
         self.stopped = True
@@ -38,44 +41,51 @@ def sources(tmp_path):
     return found
 
 
-def recipe(predictor, **others):
+def predict_all(sources, folder, predictor, workers=3, **others):
     known = {
-        "threshold": 0.5,
-        "plain": False,
-        "scaling": {},
         "pixel_size": None,
-        "given_size": None,
+        "override_pixel_size": None,
         "invert": False,
         "probability": True,
         "submission": False,
         "labels": False,
         "max_pixels": 10_000,
-        "on_sheet": frozenset({3}),
-        "on_page": frozenset({3}),
-        "looked_at": frozenset({3}),
+        "thumbnail_pages": frozenset({3}),
+        "viewer_pages": frozenset({3}),
+        "polarity_sample": frozenset({3}),
     }
-    return Recipe(predictor, **known | others)
+    config = PredictionConfig(**known | others)
+
+    def work(page):
+        page.normalize = make_normalizer(sample_pixels(to_grey(page.image)))
+        if page.mask is None:
+            page.probability = predictor(to_grey(page.image), page.scale, page.normalize)
+            page.mask = predict.make_mask(page.probability, 0.5)
+        return batch.finish_page(page, config)
+
+    pages = batch.read_slices(sources, folder, config)
+    return batch.in_flight(work, pages, predictor, workers)
 
 
 def test_pages_come_in_order_though_several_are_computed_at_once(sources, tmp_path):
     predictor = Watched()
-    pages = list(predict_pages(sources, tmp_path / "masks", recipe(predictor), 3))
+    pages = list(predict_all(sources, tmp_path / "masks", predictor))
     assert [page.name for page in pages] == [source.file.name for source in sources]
     assert 1 < predictor.most <= 3
-    assert all(page.mask.shape == page.probability.shape == (20, 30) for page in pages)
+    assert all(page.mask.shape == page.map.shape == (20, 30) for page in pages)
     assert [bool(page.thumbnails) for page in pages] == [number == 3 for number in range(8)]
 
 
 def test_huge_slices_are_computed_one_at_a_time(sources, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "PIXELS_IN_FLIGHT", 100)
+    monkeypatch.setattr(batch, "PIXELS_IN_FLIGHT", 100)
     predictor = Watched()
-    assert len(list(predict_pages(sources, tmp_path / "masks", recipe(predictor), 3))) == 8
+    assert len(list(predict_all(sources, tmp_path / "masks", predictor))) == 8
     assert predictor.most == 1
 
 
 def test_a_damaged_file_has_its_place_and_reason(sources, tmp_path):
     sources[4].file.write_bytes(sources[4].file.read_bytes()[:60])
-    pages = list(predict_pages(sources, tmp_path / "masks", recipe(Watched()), 3))
+    pages = list(predict_all(sources, tmp_path / "masks", Watched()))
     assert [bool(page.error) for page in pages] == [number == 4 for number in range(8)]
     assert "4.png" in pages[4].error
 
@@ -84,8 +94,7 @@ def test_colour_counts_as_one_pixel_towards_the_limit(tmp_path):
     Image.new("RGB", (90, 90)).save(tmp_path / "c.png")
     sources = [Source(tmp_path / "c.png", "c.png", 1, 0)]
     for limit, refused in ((10_000, False), (8_000, True)):
-        limited = recipe(Watched(), max_pixels=limit)
-        (page,) = predict_pages(sources, tmp_path / "masks", limited, 1)
+        (page,) = predict_all(sources, tmp_path / "masks", Watched(), 1, max_pixels=limit)
         assert bool(page.error) == refused
 
 
@@ -93,14 +102,14 @@ def test_masks_that_lie_there_are_not_computed_again(sources, tmp_path):
     (tmp_path / "masks/probability").mkdir(parents=True)
     Image.new("L", (30, 20), 7).save(tmp_path / "masks/5.png")
     Image.new("L", (30, 20), 9).save(tmp_path / "masks/probability/5.png")
-    pages = list(predict_pages(sources, tmp_path / "masks", recipe(Watched()), 3))
-    assert (pages[5].mask == 7).all() and (pages[5].probability == 9).all()
+    pages = list(predict_all(sources, tmp_path / "masks", Watched()))
+    assert (pages[5].mask == 7).all() and (pages[5].map == 9).all()
 
 
 def test_leaving_early_leaves_no_work_behind(sources, tmp_path):
     before = threading.active_count()
     predictor = Watched()
-    pages = predict_pages(sources, tmp_path / "masks", recipe(predictor), 3)
+    pages = predict_all(sources, tmp_path / "masks", predictor)
     next(pages)
     pages.close()
     assert threading.active_count() == before and predictor.stopped

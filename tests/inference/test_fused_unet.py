@@ -2,26 +2,26 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from quick import quicken
 
 import unet
+from membrane.inference.fused_unet import fuse, fused_unet
 
 
 @pytest.mark.parametrize("filters, dilation", [((4, 6, 8), 1), ((4, 6, 8), 2), ((3, 4), 3),
                                                ((2, 3, 4, 5, 6), 2)])  # fmt: skip
-def test_the_quick_network_has_the_same_output_and_gradients(filters, dilation):
+def test_the_fused_network_has_the_same_output_and_gradients(filters, dilation):
     network = unet.build_unet(filters, dilation)
     rng = np.random.default_rng(0)
     network.set_weights([rng.normal(0, 0.3, w.shape) for w in network.get_weights()])
-    derive, compute = quicken(network)
-    assert len(derive()) == len(network.get_weights()) / 2
+    weights, forward = fuse(network)
+    assert len(weights()) == len(network.get_weights()) / 2
 
-    def quick(images):
-        return compute(images, derive())
+    def fused(images):
+        return forward(images, weights())
 
     images = rng.normal(size=(2, 32, 48, 1)).astype(np.float32)
     results = []
-    for either in (network, quick):
+    for either in (network, fused):
         with tf.GradientTape() as tape:
             output = either(images)
             loss = tf.reduce_mean(output**2)
@@ -29,7 +29,7 @@ def test_the_quick_network_has_the_same_output_and_gradients(filters, dilation):
     for slow, fast in zip(*results, strict=True):
         np.testing.assert_allclose(fast, slow, rtol=1e-3, atol=1e-5)
     network.set_weights([w + 0.1 for w in network.get_weights()])
-    np.testing.assert_allclose(quick(images), network(images), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(fused(images), network(images), rtol=1e-3, atol=1e-5)
 
 
 def test_a_network_of_another_plan_is_computed_as_it_is():
@@ -46,6 +46,7 @@ def test_a_network_of_another_plan_is_computed_as_it_is():
     foreign = keras.Model(image, keras.layers.Conv2D(1, 1, activation="sigmoid")(image))
     images = np.random.default_rng(0).normal(size=(1, 16, 16, 1)).astype(np.float32)
     for network in (other, foreign):
-        derive, compute = quicken(network)
-        np.testing.assert_array_equal(compute(images, derive()), network(images))
-        assert not derive()
+        weights, forward = fuse(network)
+        np.testing.assert_array_equal(forward(images, weights()), network(images))
+        assert not weights()
+        assert fused_unet(network) is network

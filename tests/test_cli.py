@@ -2,18 +2,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import doors
 import pytest
 
-ROOT = Path(doors.__file__).parent
-DOORS = ["train", "predict", "evaluate", "export"]
+from membrane import cli
+
+ROOT = Path(cli.__file__).parent.parent
+COMMANDS = ["train", "predict", "evaluate", "export"]
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_help_answers_without_importing_anything_heavy(door):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_answers_without_importing_anything_heavy(command):
     code = (
-        f"import sys, {door}\n"
-        f"try: {door}.main(['--help'])\n"
+        f"import sys, {command}\n"
+        f"try: {command}.main(['--help'])\n"
         "except SystemExit as stop: print('status', stop.code)\n"
         "print(sorted({'numpy', 'tensorflow', 'keras', 'PIL', 'skimage'} & set(sys.modules)))"
     )
@@ -21,22 +22,22 @@ def test_help_answers_without_importing_anything_heavy(door):
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert answer.stdout.endswith("status 0\n[]\n")
-    assert f"python {door}.py" in answer.stdout
+    assert f"python {command}.py" in answer.stdout
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_an_unknown_flag_is_refused_in_one_line(door):
-    command = [sys.executable, f"{door}.py", "--wrong"]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_unknown_flag_is_refused_in_one_line(command):
+    typed = [sys.executable, f"{command}.py", "--wrong"]
+    answer = subprocess.run(typed, cwd=ROOT, capture_output=True, text=True)
     assert answer.returncode == 2 and answer.stdout == ""
-    assert answer.stderr.startswith(f"{door}.py: error: ") and answer.stderr.count("\n") == 1
+    assert answer.stderr.startswith(f"{command}.py: error: ") and answer.stderr.count("\n") == 1
 
 
 def test_a_missing_library_is_named_with_what_to_install(capsys):
     def work(args):
         raise ModuleNotFoundError("No module named 'tensorflow'", name="tensorflow")
 
-    assert doors.run(work, None, "train.py") == 2
+    assert cli.run(work, None, "train.py") == 2
     assert "tensorflow is not installed; pip install -r requirements.txt" in capsys.readouterr().err
 
 
@@ -50,12 +51,12 @@ def test_what_tensorflow_says_when_it_fails_is_shown(capfd, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "tensorflow", Broken())
     with pytest.raises(ImportError):
-        doors.import_tensorflow_quietly()
+        cli.start_tensorflow()
     assert "libcuda is broken" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["0", "1", "-1", "nan", "inf", "abc", ""])
 def test_a_threshold_lies_between_0_and_1(text):
-    with pytest.raises(doors.argparse.ArgumentTypeError):
-        doors.fraction(text)
-    assert doors.fraction("0.5") == 0.5
+    with pytest.raises(cli.argparse.ArgumentTypeError):
+        cli.fraction(text)
+    assert cli.fraction("0.5") == 0.5

@@ -3,23 +3,19 @@ import json
 import sys
 from pathlib import Path
 
-import blocks
-import cluster
-import grey
-import inference
-import jobs
-import masks
 import numpy as np
-import pipeline
 import pytest
-import synthetic
 import tifffile
-import volume
 import zarr
 from PIL import Image
 
 import predict
-import unet
+from membrane import synthetic
+from membrane.inference import masks, precision
+from membrane.inference.predictor import Predictor
+from membrane.io import normalization
+from membrane.io.labels import to_mask_bytes
+from membrane.volumes import blocks, dask_cluster, jobs, scheduler, store
 
 MODEL = Path(predict.__file__).parent / "outputs/pretrained"
 STACK = np.stack([synthetic.make_slice(70, 90, seed)[0] for seed in range(6)])
@@ -43,6 +39,7 @@ def make_job(source, folder, **others):
         "state": "",
         "model": MODEL / "model.keras",
         "max_pixels": 10**6,
+        "make_mask": predict.make_mask,
         "threshold": 0.6,
         "plain": False,
         "tta": False,
@@ -89,9 +86,9 @@ def test_folder_stack_and_zarr_give_the_same_masks(stack, tmp_path, capsys):
 def test_the_grey_values_of_a_large_slice_are_the_same_from_a_file_and_from_chunks(
     stack, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(grey, "PATCH", 6)
+    monkeypatch.setattr(normalization, "PATCH", 6)
     tifffile.imwrite(tmp_path / "stack.tif", STACK, photometric="minisblack")
-    sources = [volume.open_volume(path, 10**6) for path in (stack, tmp_path / "stack.tif")]
+    sources = [store.open_volume(path, 10**6) for path in (stack, tmp_path / "stack.tif")]
     area = (slice(3, 40), slice(0, 50))
     (chunked, many), (stored, others) = (blocks._read(one, slice(1, 4), area) for one in sources)
     assert np.array_equal(chunked, stored) and chunked.shape == (3, 37, 50)
@@ -112,27 +109,26 @@ def test_masks_do_not_depend_on_the_blocks(tmp_path, monkeypatch, plain):
         monkeypatch.setattr(module, "WINDOW_HALO", 16)
     monkeypatch.setattr(jobs, "SIDE", 64)
     monkeypatch.setattr(jobs, "DEPTH", 2)
-    monkeypatch.setattr(grey, "PATCH", 8)  # grey values are measured on a part of each slice
+    monkeypatch.setattr(normalization, "PATCH", 8)  # grey values are measured on a part
     big = np.stack([synthetic.make_slice(150, 101, seed)[0] for seed in range(3)])
     zarr.create_array(str(tmp_path / "big.zarr"), data=big, chunks=(2, 32, 32))
-    source = volume.open_volume(tmp_path / "big.zarr", 10**6)
-    predictor = inference.Predictor(inference.load_network(MODEL / "model.keras"), tile=(48, 48))
+    source = store.open_volume(tmp_path / "big.zarr", 10**6)
+    predictor = Predictor(precision.load_network(MODEL / "model.keras"), tile=(48, 48))
     shape = jobs.choose_block(source.shape)
     assert shape == (2, 64, 64)
-    plan = {"block": shape, "levels": volume.plan_levels(source.shape, source.voxel)}
+    plan = {"block": shape, "levels": store.plan_levels(source.shape, source.voxel)}
     settings = {"plain": plain, "probability": True}
     job = make_job(tmp_path / "big.zarr", tmp_path / "out", **settings, **plan)
-    membrane, failed, formats = cluster.predict_volume(
-        job, source, predictor, 2, None, lambda more: None
-    )
-    assert failed == [] and formats == {unet.choose_dtype()[0]}
+    pool = scheduler.open_local(job, source, predictor, 2)
+    membrane, failed, precisions = scheduler.run_job(job, source, pool, lambda more: None)
+    assert failed == [] and precisions == {precision.choose_precision()[0]}
     found, maps = read(job.masks), read(tmp_path / "out/probability/big.zarr")
     for z, image in enumerate(big):
-        normalise = grey.normaliser(grey.sample(image))
-        probability = predictor(image, 1.0, normalise)
-        mask = pipeline.draw_mask(probability, 0.6, plain)
+        normalize = normalization.make_normalizer(normalization.sample_pixels(image))
+        probability = predictor(image, 1.0, normalize)
+        mask = to_mask_bytes(predict.make_mask(probability, 0.6, plain))
         assert np.array_equal(found[z], mask)
-        assert np.array_equal(maps[z], grey.to_bytes(probability))
+        assert np.array_equal(maps[z], normalization.to_bytes(probability))
         assert membrane[f"z {z}"] == np.mean(mask == 0)
 
 
@@ -141,7 +137,7 @@ def test_resampled_slices_are_the_same_by_folder_and_by_block(stack, tmp_path):
     flags = ("--pixel-size", 6)
     assert run(stack, tmp_path / "a", *flags) == 0
     assert run(tmp_path / "stack.tif", tmp_path / "b", *flags) == 0
-    found = volume.open_volume(tmp_path / "a/stack.zarr", 10**6)
+    found = store.open_volume(tmp_path / "a/stack.zarr", 10**6)
     assert found.voxel == (None, 6.0, 6.0)
     masks = tifffile.imread(tmp_path / "b/stack.tif")
     assert np.array_equal(read(tmp_path / "a/stack.zarr"), masks)
@@ -162,8 +158,8 @@ def test_a_truncated_chunk_costs_its_block_and_is_predicted_once_mended(stack, t
     chunk.write_bytes(content)
     done = []
     with pytest.MonkeyPatch.context() as patch:
-        untouched = cluster.predict_block
-        patch.setattr(cluster, "predict_block", lambda *a: done.append(a[-1]) or untouched(*a))
+        untouched = scheduler.predict_block
+        patch.setattr(scheduler, "predict_block", lambda *a: done.append(a[-1]) or untouched(*a))
         assert run(stack, tmp_path / "masks") == 0
     assert [block.start for block in done] == [(2, 0, 0)]
     assert np.array_equal(read(tmp_path / "masks/stack.zarr"), whole)
@@ -172,8 +168,8 @@ def test_a_truncated_chunk_costs_its_block_and_is_predicted_once_mended(stack, t
 def test_a_block_of_nothing_but_membrane_is_not_taken_for_a_missing_one(tmp_path):
     job = make_job(tmp_path / "x.zarr", tmp_path)
     block = jobs.Block(0, (0, 0, 0), (2, 4, 4))
-    volume.create_volume(job.masks, (None,) * 3, job.levels, job.block)
-    volume.write_part(job.masks, 0, (0, 0, 0), np.zeros((2, 4, 4), np.uint8))
+    store.create_volume(job.masks, (None,) * 3, job.levels, job.block)
+    store.write_part(job.masks, 0, (0, 0, 0), np.zeros((2, 4, 4), np.uint8))
     assert jobs.read_marker(job, block) is None
     jobs.mark(job, block, {"membrane": [16, 16]})
     assert jobs.read_marker(job, block) == {"membrane": [16, 16]}
@@ -196,7 +192,7 @@ def test_a_dry_run_plans_and_writes_nothing(stack, tmp_path, capsys):
 
 
 def test_a_zarr_without_the_libraries_says_what_to_install(stack, tmp_path, monkeypatch, capsys):
-    for name in ("blocks", "cluster", "volume"):
+    for name in [name for name in sys.modules if name.startswith("membrane.volumes")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "zarr", None)
     assert run(stack, tmp_path / "masks") == 2
@@ -206,7 +202,7 @@ def test_a_zarr_without_the_libraries_says_what_to_install(stack, tmp_path, monk
 
 
 def test_a_scheduler_that_does_not_answer_is_said_in_one_line(stack, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr(dask_cluster, "CONNECT_SECONDS", 1)
     assert run(stack, tmp_path / "masks", "--scheduler", "tcp://127.0.0.1:9") == 2
     said = capsys.readouterr().err
     assert "no Dask scheduler answers there" in said and len(said.splitlines()) == 1
@@ -221,8 +217,8 @@ def test_a_huge_slice_is_cut_where_windows_are_and_a_resampled_one_is_not():
     assert jobs.choose_block((100, 30_000, 3000), scale=2.0) == (1, 30_000, 3000)
 
 
-def test_parts_computed_in_different_number_formats_are_said(stack, tmp_path, monkeypatch, capsys):
-    kinds = iter(["float32", "float32", "mixed_bfloat16", "float32"])  # of the door, of 3 blocks
-    monkeypatch.setattr(unet, "choose_dtype", lambda: (next(kinds), "workers of two kinds"))
+def test_parts_computed_in_different_precisions_are_reported(stack, tmp_path, monkeypatch, capsys):
+    kinds = iter(["float32", "mixed_bfloat16", "float32"])  # of three blocks
+    monkeypatch.setattr(blocks, "choose_precision", lambda: (next(kinds), "of two kinds"))
     assert run(stack, tmp_path / "masks") == 0
     assert "computed in float32 and mixed_bfloat16" in capsys.readouterr().out

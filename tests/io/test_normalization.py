@@ -1,9 +1,9 @@
-import grey
 import numpy as np
 import pytest
-import slices
-import synthetic
-from slices import UserError
+
+from membrane import synthetic
+from membrane.errors import UserError
+from membrane.io import labels, normalization, readers
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (20, 30), np.uint8)
@@ -17,71 +17,72 @@ GREY = RNG.integers(0, 256, (20, 30), np.uint8)
     lambda image: (image * 0.5 + 60).astype(np.float32),  # half the contrast, brighter
 ])  # fmt: skip
 def test_normalised_grey_does_not_depend_on_dtype_or_exposure(convert):
-    expected = grey.normalise(GREY)
+    expected = normalization.normalize(GREY)
     assert expected.dtype == np.float32
-    assert np.allclose(grey.normalise(convert(GREY)), expected, atol=2e-4)
+    assert np.allclose(normalization.normalize(convert(GREY)), expected, atol=2e-4)
 
 
 def test_normalised_slice_has_the_training_mean_and_deviation():
-    image = grey.normalise(RNG.normal(900, 50, (300, 300)).astype(np.uint16), 0.4, 0.1)
+    image = normalization.normalize(RNG.normal(900, 50, (300, 300)).astype(np.uint16), 0.4, 0.1)
     assert abs(image.mean() - 0.4) < 2e-3 and abs(image.std() - 0.1) < 4e-3
 
 
 def test_a_few_hot_pixels_do_not_darken_the_rest():
     hot = GREY.astype(np.uint16)
     hot[0, :3] = 65535
-    assert np.abs(grey.normalise(hot)[1:] - grey.normalise(GREY)[1:]).max() < 0.05
+    assert np.abs(normalization.normalize(hot)[1:] - normalization.normalize(GREY)[1:]).max() < 0.05
 
 
 def test_a_constant_slice_becomes_the_mean():
     for value in (0, 255):
-        assert np.allclose(grey.normalise(np.full((5, 5), value, np.uint8)), grey.MEAN)
+        constant = normalization.normalize(np.full((5, 5), value, np.uint8))
+        assert np.allclose(constant, normalization.MEAN)
 
 
 @pytest.mark.parametrize("high", [1, 255, 65535, True])
 def test_binary_labels_of_any_kind_are_read(high):
     label = np.array([[0, high], [high, 0]], dtype=type(high) if high is True else np.uint16)
-    assert np.array_equal(grey.to_interior(label, "x"), [[False, True], [True, False]])
+    assert np.array_equal(labels.to_interior(label, "x"), [[False, True], [True, False]])
 
 
 def test_a_label_with_greys_is_refused():
     with pytest.raises(UserError, match="not a binary label"):
-        grey.to_interior(np.array([[1, 255]], np.uint8), "without membrane, but two values")
+        labels.to_interior(np.array([[1, 255]], np.uint8), "without membrane, but two values")
     with pytest.raises(UserError, match=r"label 7: not a binary label.*0, 17, 255"):
-        grey.to_interior(np.array([[0, 17, 255]], np.uint8), "label 7")
+        labels.to_interior(np.array([[0, 17, 255]], np.uint8), "label 7")
 
 
 def test_resizing_keeps_grey_values_and_averages_when_it_shrinks():
     image = np.random.default_rng(0).random((40, 60), np.float32)
-    assert grey.resize(image, (80, 120)).shape == (80, 120)
-    small = grey.resize(image, (4, 6))
+    assert normalization.resize(image, (80, 120)).shape == (80, 120)
+    small = normalization.resize(image, (4, 6))
     assert small.dtype == np.float32 and small.std() < image.std() / 4
-    assert np.allclose(grey.resize(np.full((9, 9), 0.3), (20, 5)), 0.3)
+    assert np.allclose(normalization.resize(np.full((9, 9), 0.3), (20, 5)), 0.3)
 
 
 def test_bright_membranes_look_inverted_and_dark_ones_do_not():
     for seed in range(4):
-        image = grey.normalise(synthetic.make_slice(300, 400, seed)[0])
-        assert not grey.looks_inverted(image)
-        assert grey.looks_inverted(2 * grey.MEAN - image)
+        image = normalization.normalize(synthetic.make_slice(300, 400, seed)[0])
+        assert not normalization.looks_inverted(image)
+        assert normalization.looks_inverted(2 * normalization.MEAN - image)
     for image in (
         np.zeros((1, 1)),
         np.full((50, 60), 0.5),
         np.random.default_rng(0).random((99, 99)),
     ):
-        assert not grey.looks_inverted(grey.normalise(image))
+        assert not normalization.looks_inverted(normalization.normalize(image))
 
 
 @pytest.mark.parametrize("scale", [0.25, 2.0])
 def test_polarity_is_told_at_the_pixel_size_that_the_network_knows(scale):
-    image = grey.normalise(synthetic.make_slice(300, 400, 1)[0])
-    other = grey.resize(image, (round(300 / scale), round(400 / scale)))
-    assert not grey.looks_inverted(other, scale)
-    assert grey.looks_inverted(2 * grey.MEAN - other, scale)
+    image = normalization.normalize(synthetic.make_slice(300, 400, 1)[0])
+    other = normalization.resize(image, (round(300 / scale), round(400 / scale)))
+    assert not normalization.looks_inverted(other, scale)
+    assert normalization.looks_inverted(2 * normalization.MEAN - other, scale)
 
 
 @pytest.mark.isbi
 def test_real_slices_polarity_is_told(isbi):
-    for _, image in slices.read_named(isbi / "unmodified-data/test/imgs"):
-        assert not grey.looks_inverted(grey.normalise(image))
-        assert grey.looks_inverted(grey.normalise(255 - image))
+    for _, image in readers.read_named(isbi / "unmodified-data/test/imgs"):
+        assert not normalization.looks_inverted(normalization.normalize(image))
+        assert normalization.looks_inverted(normalization.normalize(255 - image))

@@ -1,14 +1,17 @@
+import dataclasses
+
 import keras
-import metrics
 import numpy as np
 import pytest
-import runs
 import tensorflow as tf
-from inference import Predictor, load_network
-from masks import to_mask
 
 import data
 import unet
+from membrane import metrics, runs
+from membrane.inference import precision
+from membrane.inference.masks import precompute_segmentation
+from membrane.inference.precision import load_network
+from membrane.inference.predictor import Predictor
 
 RNG = np.random.default_rng(0)
 
@@ -66,7 +69,7 @@ def test_averaged_tiles_equal_the_averaged_whole(network):
 ])  # fmt: skip
 def test_tiles_have_long_rows_and_a_bounded_number_of_pixels(network, size, shapes):
     predict, seen = Predictor(network), set()
-    predict.halo = 20
+    predict.tiling = dataclasses.replace(predict.tiling, halo=20)
     predict.predict_batch = lambda batch: seen.add(batch.shape[1:3]) or tf.zeros(batch.shape)
     predict(np.zeros(size, np.float32))
     assert seen == shapes
@@ -91,7 +94,7 @@ def test_later_training_changes_the_prediction_when_it_is_refreshed():
     assert not np.array_equal(predict(image), before)
 
 
-def test_a_slice_is_predicted_at_the_scale_the_network_knows():
+def test_a_slice_is_predicted_at_the_scale_the_network_is_trained_at():
     predict = Predictor(unet.build_unet((2, 2)))
     compute, sizes = predict.predict_batch, []
     predict.predict_batch = lambda batch: sizes.append(batch.shape) or compute(batch)
@@ -106,7 +109,7 @@ def test_a_slice_is_predicted_at_the_scale_the_network_knows():
 def test_tiles_are_normalised_as_the_whole_slice_is(network):
     deep = RNG.integers(300, 900, (90, 70)).astype(np.uint16)
     predict = Predictor(network, tta=True, tile=(32, 32))
-    lazily = predict(deep, normalise=lambda tile: tile.astype(np.float32) / 1000)
+    lazily = predict(deep, normalize=lambda tile: tile.astype(np.float32) / 1000)
     assert np.array_equal(lazily, predict(deep.astype(np.float32) / 1000))
 
 
@@ -115,11 +118,13 @@ def test_bfloat16_gives_the_masks_of_float32(isbi, tmp_path):
     record = runs.read_run(runs.OUTPUTS / runs.PRETRAINED)
     network = load_network(runs.OUTPUTS / runs.PRETRAINED / "model.keras")
     kinds = ("float32", "mixed_bfloat16")
-    predictors = [Predictor(unet.with_dtype(network, kind), tta=True) for kind in kinds]
-    pairs = data.load_pairs(data.find_data_set(str(isbi), tmp_path)).take(range(25))
+    predictors = [Predictor(precision.with_dtype(network, kind), tta=True) for kind in kinds]
+    pairs = data.load_pairs(data.find_data_set(str(isbi), tmp_path)).subset(range(25))
     differences, scores = [], []
     for image, label in zip(pairs.images, pairs.labels, strict=True):
-        masks = [to_mask(predict(image), record["threshold"]) for predict in predictors]
+        masks = [
+            precompute_segmentation(predict(image))(record["threshold"]) for predict in predictors
+        ]
         differences.append(np.mean(masks[0] != masks[1]))
         scores.append([metrics.score_segmentation(label, mask)["v_rand"] for mask in masks])
     assert 0 < np.mean(differences) < 0.0015

@@ -1,18 +1,19 @@
 import imagecodecs
 import numpy as np
 import pytest
-import slices
 import tifffile
-from grey import to_grey
 from PIL import Image
-from slices import UnreadableError
+
+from membrane.errors import UnreadableError
+from membrane.io import pixel_size, readers
+from membrane.io.normalization import to_grey
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (20, 30), np.uint8)
 
 
 def read_one(path):
-    (page,) = slices.read_pages(path)
+    (page,) = readers.read_pages(path)
     return page
 
 
@@ -101,14 +102,14 @@ def test_colours_that_are_not_understood_are_refused(tmp_path):
 def test_each_file_of_an_ome_set_gives_its_own_pages(tmp_path):
     stack = RNG.integers(0, 255, (3, 20, 30)).astype(np.uint8)
     tifffile.imwrite(tmp_path / "a.ome.tif", stack, metadata={"axes": "ZYX"})
-    assert np.array_equal(list(slices.read_pages(tmp_path / "a.ome.tif")), stack)
+    assert np.array_equal(list(readers.read_pages(tmp_path / "a.ome.tif")), stack)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif"])
 def test_a_slice_over_the_limit_is_refused_before_it_is_decoded(tmp_path, suffix):
     Image.fromarray(GREY).save(tmp_path / f"a{suffix}")
     with pytest.raises(UnreadableError, match="px, over 599"):
-        list(slices.read_pages(tmp_path / f"a{suffix}", 599))
+        list(readers.read_pages(tmp_path / f"a{suffix}", 599))
 
 
 def test_a_large_picture_is_no_bomb(tmp_path):
@@ -122,14 +123,14 @@ def test_stack_gives_its_pages_in_order(tmp_path, imagej, byteorder):
     stack = RNG.integers(0, 9999, (5, 20, 30)).astype(np.uint16)
     path = tmp_path / "stack.tif"
     tifffile.imwrite(path, stack, imagej=imagej, byteorder=byteorder)
-    assert slices.count_pages(path) == 5
-    assert np.array_equal(list(slices.read_pages(path)), stack)
+    assert readers.count_pages(path) == 5
+    assert np.array_equal(list(readers.read_pages(path)), stack)
 
 
 def test_a_folder_is_listed_in_natural_order_without_hidden_files(tmp_path):
     for name in ("10.png", "2.png", "1.PNG", "._1.png", "notes.txt"):
         (tmp_path / name).write_bytes(b"")
-    assert [path.name for path in slices.list_images(tmp_path)] == ["1.PNG", "2.png", "10.png"]
+    assert [path.name for path in readers.list_images(tmp_path)] == ["1.PNG", "2.png", "10.png"]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg"])
@@ -146,7 +147,7 @@ def test_a_damaged_file_is_named(tmp_path, suffix, fault):
         {"empty": b"", "text": b"no image", "truncated": whole[: len(whole) // 2]}[fault]
     )
     with pytest.raises(UnreadableError, match="bad"):
-        list(slices.read_pages(path))
+        list(readers.read_pages(path))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -155,7 +156,7 @@ def test_a_float_slice_with_a_hole_is_refused(tmp_path, value):
     image[3, 4] = value
     tifffile.imwrite(tmp_path / "hole.tif", image)
     with pytest.raises(UnreadableError, match="NaN"):
-        list(slices.read_pages(tmp_path / "hole.tif"))
+        list(readers.read_pages(tmp_path / "hole.tif"))
 
 
 @pytest.mark.parametrize("writer", ["pillow", "tifffile", "imagej"])
@@ -171,12 +172,12 @@ def test_a_stack_that_was_cut_short_does_not_pass_for_a_shorter_one(tmp_path, wr
                 tiff.write(page, metadata=None, photometric="minisblack")
     else:
         tifffile.imwrite(path, np.stack([page] * 10), imagej=True)
-    assert slices.count_pages(path) == 10
+    assert readers.count_pages(path) == 10
     path.write_bytes(path.read_bytes()[: int(0.65 * path.stat().st_size)])
     for read in (
-        slices.count_pages,
-        slices.read_pixel_size,
-        lambda path: list(slices.read_pages(path)),
+        readers.count_pages,
+        pixel_size.read_pixel_size,
+        lambda path: list(readers.read_pages(path)),
     ):
         with pytest.raises(UnreadableError, match=r"stack\.tif: cut short"):
             read(path)
@@ -191,15 +192,15 @@ def test_a_stack_that_was_cut_short_does_not_pass_for_a_shorter_one(tmp_path, wr
 def test_metadata_that_make_no_sense_cost_no_slice(tmp_path, options):
     path = tmp_path / "odd.ome.tif"
     tifffile.imwrite(path, np.zeros((9, 8), np.uint8), **options)
-    assert slices.read_pixel_size(path) is None
-    assert [page.shape for page in slices.read_pages(path)] == [(9, 8)]
+    assert pixel_size.read_pixel_size(path) is None
+    assert [page.shape for page in readers.read_pages(path)] == [(9, 8)]
 
 
 def test_an_empty_unit_of_imagej_leaves_the_word_to_the_plain_tags(tmp_path):
     stated = {"resolution": (1e7 / 8, 1e7 / 8), "resolutionunit": "CENTIMETER"}
     empty = {"imagej": True, "metadata": {"unit": ""}}
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((9, 8), np.uint8), **empty, **stated)
-    assert slices.read_pixel_size(tmp_path / "a.tif") == pytest.approx(8, rel=1e-3)
+    assert pixel_size.read_pixel_size(tmp_path / "a.tif") == pytest.approx(8, rel=1e-3)
 
 
 def test_pages_of_different_sizes_are_refused(tmp_path):
@@ -207,7 +208,7 @@ def test_pages_of_different_sizes_are_refused(tmp_path):
         tiff.write(GREY)
         tiff.write(GREY[:9])
     with pytest.raises(UnreadableError, match="differ in size"):
-        slices.count_pages(tmp_path / "a.tif")
+        readers.count_pages(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize("size, options", [
@@ -222,5 +223,5 @@ def test_pages_of_different_sizes_are_refused(tmp_path):
 ])  # fmt: skip
 def test_a_tiffs_pixel_size_is_read_where_it_can_be_true(tmp_path, size, options):
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((8, 9), np.uint8), **options)
-    found = slices.read_pixel_size(tmp_path / "a.tif")
+    found = pixel_size.read_pixel_size(tmp_path / "a.tif")
     assert found is None if size is None else found == pytest.approx(size, rel=1e-3)

@@ -1,11 +1,15 @@
-import masks
 import numpy as np
 import pytest
-from masks import to_mask
 from scipy import special
 from skimage.measure import label as connected_components
 
+from membrane.inference import masks
+
 RNG = np.random.default_rng(0)
+
+
+def close_gaps(probability, threshold):
+    return masks.close_gaps(probability > masks.FOREGROUND_THRESHOLD, probability, threshold)
 
 
 def two_cells(membrane=0.1, gap=0.95, rows=slice(28, 34)):
@@ -24,7 +28,7 @@ def count_cells(mask):
 def test_a_gap_in_a_membrane_is_closed_by_a_line(threshold):
     probability = two_cells()
     assert count_cells(probability > threshold) == 1
-    mask = to_mask(probability, threshold)
+    mask = close_gaps(probability, threshold)
     assert count_cells(mask) == 2
     closed = (probability > 0.5) & ~mask
     assert closed.sum() == 6 and closed[28:34, 28:33].sum() == 6
@@ -38,22 +42,22 @@ def test_a_gap_in_a_membrane_is_closed_by_a_line(threshold):
     np.where(RNG.random((40, 50)) > 0.5, 0.2, 0.4),
 ])  # fmt: skip
 def test_where_no_membrane_is_to_be_closed_the_mask_is_the_plain_one(probability):
-    assert np.array_equal(to_mask(probability, 0.5), probability > 0.5)
+    assert np.array_equal(close_gaps(probability, 0.5), probability > 0.5)
 
 
 def test_the_threshold_tells_how_much_of_a_membrane_must_be_there():
     probability = two_cells(membrane=0.6, gap=0.4)
-    assert count_cells(to_mask(probability, 0.5)) == 1
-    assert count_cells(to_mask(probability, 0.7)) == 2
+    assert count_cells(close_gaps(probability, 0.5)) == 1
+    assert count_cells(close_gaps(probability, 0.7)) == 2
 
 
-def test_a_masker_gives_the_same_masks(monkeypatch):
+def test_a_precomputed_segmentation_gives_the_same_masks(monkeypatch):
     monkeypatch.setattr(masks, "WINDOW", 48)
     monkeypatch.setattr(masks, "WINDOW_HALO", 16)
     for probability in (np.tile(two_cells(membrane=0.4, gap=0.7), (2, 1)), np.full((5, 60), 0.7)):
-        masker = masks.make_masker(probability)
+        segment = masks.precompute_segmentation(probability)
         for threshold in (0.2, 0.5, 0.9):
-            assert np.array_equal(masker(threshold), to_mask(probability, threshold))
+            assert np.array_equal(segment(threshold), close_gaps(probability, threshold))
 
 
 def test_borders_that_come_together_count_as_one():
@@ -62,19 +66,19 @@ def test_borders_that_come_together_count_as_one():
     basins = np.repeat([[1, 3], [2, 4]], 10, axis=0).repeat(10, axis=1)
     odds = np.full((20, 20), 5.0)
     odds[:10, 9:11], odds[10:, 9:11] = ajar, shut
-    cells = masks._join_basins(basins, special.expit(odds), 0.0)
+    cells = masks.agglomerate(basins, special.expit(odds), 0.5)
     assert cells[1] == cells[2] and cells[3] == cells[4] and cells[1] != cells[3]
     odds[10:, 9:11] = -ajar / 2
-    cells = masks._join_basins(basins, special.expit(odds), 0.0)
+    cells = masks.agglomerate(basins, special.expit(odds), 0.5)
     assert cells[1] == cells[2] == cells[3] == cells[4]
 
 
 def test_a_large_slice_is_masked_in_windows_as_it_is_whole(monkeypatch):
     probability = np.tile(two_cells(), (3, 2))
-    whole = masks.to_mask(probability, 0.5)
+    whole = close_gaps(probability, 0.5)
     monkeypatch.setattr(masks, "WINDOW", 48)
     monkeypatch.setattr(masks, "WINDOW_HALO", 64)
-    assert (masks.to_mask(probability, 0.5) == whole).mean() > 0.999
+    assert (close_gaps(probability, 0.5) == whole).mean() > 0.999
     assert probability.shape > (2 * 48, 48) and 0.05 < whole.mean() < 0.99
 
 
@@ -84,7 +88,7 @@ def test_labels_number_the_cells_and_grow_to_one_pixel_lines():
     mask[10:14, 30:32] = True  # a speck
     probability = np.where(mask, 0.9, 0.1).astype(np.float32)
     probability[:, 31] = 0.05  # where the membrane is darkest
-    labels = masks.to_labels(probability, mask)
+    labels = masks.label_cells(probability, mask)
     assert set(np.unique(labels)) == {0, 1, 2, 3}
     assert np.mean(labels[:, 31] == 0) > 0.8 and np.all((labels == 0).sum(1) == 2)
     cells = masks.measure_cells(labels, probability)
@@ -95,4 +99,4 @@ def test_labels_number_the_cells_and_grow_to_one_pixel_lines():
 
 def test_a_mask_without_cells_has_no_labels():
     for mask in (np.zeros((9, 9), bool), np.eye(9) > 0):
-        assert not masks.to_labels(np.ones((9, 9), np.float32), mask).any()
+        assert not masks.label_cells(np.ones((9, 9), np.float32), mask).any()

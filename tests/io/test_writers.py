@@ -1,19 +1,19 @@
 import os
 
-import files
 import numpy as np
 import pytest
-import slices
 import tifffile
+
+from membrane.io import pixel_size, readers, writers
 
 GREY = np.arange(600, dtype=np.uint8).reshape(20, 30)
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "mask.png"
-    files.write_pages(path, [GREY])
+    writers.write_pages(path, [GREY])
     before = path.read_bytes()
-    with pytest.raises(RuntimeError), files.whole_file(path) as part:
+    with pytest.raises(RuntimeError), writers.atomic_write(path) as part:
         part.write_bytes(b"half")
         raise RuntimeError
     assert path.read_bytes() == before
@@ -22,8 +22,8 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_a_written_stack_is_one_stack_of_the_same_pages(tmp_path):
     pages = [GREY, GREY[::-1]]
-    files.write_pages(tmp_path / "a.tif", pages)
-    assert np.array_equal(list(slices.read_pages(tmp_path / "a.tif")), pages)
+    writers.write_pages(tmp_path / "a.tif", pages)
+    assert np.array_equal(list(readers.read_pages(tmp_path / "a.tif")), pages)
     assert tifffile.imread(tmp_path / "a.tif").shape == (2, 20, 30)
 
 
@@ -31,10 +31,10 @@ def test_many_labels_are_written_with_32_bits_and_the_pixel_size(tmp_path):
     labels = np.arange(40_000, 110_000).reshape(1, 700, 100)
     for largest, dtype in ((65_535, np.uint16), (65_536, np.uint32)):
         path = tmp_path / f"{largest}.tif"
-        with files.writing_labels(path, labels.shape, largest, 4.0) as write:
+        with writers.open_labels(path, labels.shape, largest, 4.0) as write:
             write(labels[0])
         assert np.array_equal(tifffile.imread(path), labels[0].astype(dtype))
-        assert slices.read_pixel_size(path) == pytest.approx(4.0)
+        assert pixel_size.read_pixel_size(path) == pytest.approx(4.0)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="permissions")
@@ -42,9 +42,9 @@ def test_many_labels_are_written_with_32_bits_and_the_pixel_size(tmp_path):
 def test_nobody_may_do_more_with_a_file_than_the_user_lets_them(tmp_path, umask, mode):
     before = os.umask(umask)
     try:
-        files.write_json(tmp_path / "run.json", {})
-        files.write_pages(tmp_path / "mask.png", [np.zeros((2, 2), np.uint8)])
-        with files.writing_labels(tmp_path / "labels.tif", (1, 2, 2), 5, None) as write:
+        writers.write_json(tmp_path / "run.json", {})
+        writers.write_pages(tmp_path / "mask.png", [np.zeros((2, 2), np.uint8)])
+        with writers.open_labels(tmp_path / "labels.tif", (1, 2, 2), 5, None) as write:
             write(np.ones((2, 2), int))
     finally:
         os.umask(before)

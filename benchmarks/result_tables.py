@@ -1,0 +1,47 @@
+"""Results as JSON lines and as Markdown tables between the marks of the documents."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+DOCUMENTS = ("README.md", "benchmarks/*.md", "outputs/*/MODEL_CARD.md")  # may have marked tables
+MARK, END = "<!-- table: {} -->", "<!-- end -->"
+
+
+def read_rows(path: Path) -> list[dict]:
+    """Returns the rows of a file of JSON lines; none where there is no file."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def append_row(path: Path, row: dict) -> None:
+    """Appends a row to a file of JSON lines."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def draw_table(header: Sequence[str], rows: Iterable[Sequence]) -> str:
+    """Returns a table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
+
+
+def list_documents() -> list[Path]:
+    """Returns the files that may have marked tables."""
+    return sorted(path for pattern in DOCUMENTS for path in ROOT.glob(pattern))
+
+
+def write_tables(tables: dict[str, str]) -> None:
+    """Writes each table between its marks, in every document that has them, and prints them."""
+    for path in list_documents():
+        text = known = path.read_text(encoding="utf-8")
+        for name, table in tables.items():
+            begin = MARK.format(name)
+            if begin in text:
+                before, rest = text.split(begin)
+                text = f"{before}{begin}\n\n{table}\n\n{END}{rest.split(END, 1)[1]}"
+        if text != known:
+            path.write_text(text, encoding="utf-8")
+    print(*tables.values(), sep="\n\n")
