@@ -53,7 +53,7 @@ def export(args: argparse.Namespace) -> int:
     from membrane import runs
     from membrane.errors import UserError
     from membrane.exports.formats import moved_when_whole, write_format
-    from membrane.inference.precision import load_network
+    from membrane.inference.loading import load_network
 
     path, record, model_path = runs.open_run(args.run)
     if record and "threshold" not in record:

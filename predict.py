@@ -80,7 +80,8 @@ def predict(args: argparse.Namespace) -> int:
     workers = cli.share_cores()
     from membrane import runs
     from membrane.errors import UserError
-    from membrane.inference.precision import choose_precision, load_network, with_dtype
+    from membrane.inference.loading import load_network
+    from membrane.inference.precision import choose_precision, with_dtype
     from membrane.inference.predictor import Predictor
     from membrane.io.pixel_size import check_pixel_size
     from membrane.io.readers import is_zarr

@@ -222,7 +222,7 @@ def load_initial(args: argparse.Namespace) -> tuple:
     """Returns the network and the threshold of --init; its filters and dilation become flags."""
     from membrane import runs
     from membrane.errors import UserError
-    from membrane.inference.precision import load_network
+    from membrane.inference.loading import load_network
 
     folder, record, model = runs.open_run(args.init)
     if not record:

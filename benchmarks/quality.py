@@ -6,30 +6,26 @@ python benchmarks/quality.py --tables      the tables only
 python benchmarks/quality.py --ship small  trains on all 25 slices, into outputs/pretrained
 python benchmarks/quality.py --smoke       all of it in a minute on synthetic slices; keeps nothing
 
-Five contiguous blocks of slices are held out in turn. The slice on either side of a block is not
-used. Each training is one of train.py, without validation, so its last epoch counts. The scores of
+Five contiguous blocks of slices are held out in turn; the slice on either side of a block is not
+used. Each training is one of train.py without validation, so its last epoch counts. The scores of
 every held-out slice at every threshold are one row of quality.jsonl. A block is quoted at the
-threshold chosen on the other four (leave-one-out). As many trainings run at once as there are
-cores, each on one core; an interrupted command goes on where it stopped.
+threshold chosen on the other blocks (leave-one-out). An interrupted command goes on where it
+stopped.
 """
 
 import argparse
 import contextlib
 import csv
-import multiprocessing
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from result_tables import HERE, append_row, draw_table, read_rows, write_tables
+from result_tables import HERE, ROOT, append_row, draw_table, read_rows, write_tables
 
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(ROOT))
 
 import train
 from membrane import cli, metrics, runs
@@ -65,7 +61,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(prog="quality.py", description=__doc__)
     add = parser.add_argument
     add("--data", default="kaggle", help="as for train.py; default: %(default)s")
-    add("--only", choices=("small", "large"), help="the trainings of this recipe only")
+    add("--only", choices=SHIPPED, help="the trainings of this recipe only")
     add("--tables", action="store_true", help="measure nothing, write the tables")
     add("--ship", choices=SHIPPED, help="train this recipe on all slices, write the shipped run")
     add("--smoke", action="store_true", help="a minute on synthetic slices; keeps nothing")
@@ -81,30 +77,30 @@ def measure(args: argparse.Namespace) -> int:
     """Does what the flags ask for; returns the exit status."""
     scratch = runs.OUTPUTS / "quality"
     if args.smoke:
-        return smoke()
+        smoke()
+        return 0
     if args.ship:
         slices = load_slices(args.data, SLICES)
         ship(args.ship, slices, read_rows(ROWS), scratch, runs.OUTPUTS / SHIPPED[args.ship])
     elif not args.tables:
         plan = [part for part in PLAN if args.only in (None, part[0])]
-        cross_validate(load_slices(args.data, SLICES), plan, ROWS, scratch, side_by_side)
+        cross_validate(load_slices(args.data, SLICES), plan, ROWS, scratch)
     write_tables(draw_tables(read_rows(ROWS)))
     return 0
 
 
-def smoke() -> int:
-    """Runs everything on synthetic slices with trainings of one epoch; returns the exit status."""
+def smoke() -> None:
+    """Runs everything on synthetic slices with trainings of one epoch."""
     slices = load_slices("synthetic", 15)
     with tempfile.TemporaryDirectory() as folder:
-        rows, scratch, run = (Path(folder, name) for name in ("rows.jsonl", "scratch", "run"))
+        rows, scratch = Path(folder, "rows.jsonl"), Path(folder, "scratch")
         cross_validate(slices, [("smoke", 0)], rows, scratch)
-        ship("smoke", slices, read_rows(rows), scratch, run)
+        ship("smoke", slices, read_rows(rows), scratch, Path(folder, "shipped"))
         print(draw_recipes(read_rows(rows)), draw_blocks(read_rows(rows), "smoke"), sep="\n\n")
-        return 0 if (run / "model.keras").exists() else 1
 
 
 def load_slices(source: str, count: int) -> list[tuple]:
-    """Returns the first labelled slices of a data set, and never touches a later one.
+    """Returns the first labelled slices of a data set; a later one is never used.
 
     Returns:
         Name, image and label of each; uint8 (height, width), labels 0 = membrane, 255 = interior.
@@ -120,51 +116,20 @@ def load_slices(source: str, count: int) -> list[tuple]:
     return slices
 
 
-def cross_validate(slices: list, plan: list, rows: Path, scratch: Path, each: Callable = map):
-    """Trains and scores every block that has no row yet; appends the rows.
-
-    Args:
-        slices: all of them, as `load_slices` gives them.
-        plan: (recipe, seed) pairs.
-        rows: the file of rows.
-        scratch: the folder for the runs.
-        each: `map`, or one like it that does several at once.
-    """
-    done = set()
-    for row in read_rows(rows):
-        done.add((row["recipe"], row["block"], row["seed"]))
-        if row["epochs"] != (epochs := resolve_flags(RECIPES[row["recipe"]]).epochs):
+def cross_validate(slices: list, plan: list, rows: Path, scratch: Path) -> None:
+    """Trains and scores every block of every (recipe, seed) that has no row yet; appends it."""
+    known = {(row["recipe"], row["seed"], row["block"]): row["epochs"] for row in read_rows(rows)}
+    for (recipe, _, _), epochs in known.items():
+        wanted = resolve_flags(RECIPES[recipe]).epochs
+        if epochs != wanted:
             raise UserError(
-                f"{rows}: {row['recipe']} was trained for {row['epochs']} epochs, now it would be "
-                f"{epochs}; remove its rows"
+                f"{rows}: {recipe} was trained for {epochs} epochs, now it would be {wanted}; "
+                "remove its rows"
             )
-    jobs = [(recipe, block, seed) for recipe, seed in plan for block in range(BLOCKS)]
-    for row in each(
-        partial(score_block, slices, scratch), [job for job in jobs if job not in done]
-    ):
-        append_row(rows, row)
-
-
-def side_by_side(work: Callable, jobs: Iterable) -> Iterator:
-    """Yields `work(job)` of each job as it is done, one process per core.
-
-    Trainings side by side take less time than one after the other on all cores.
-    """
-    jobs, running, cores = iter(jobs), set(), cli.share_cores()
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(cores, context, start_on_one_core) as pool:
-        while True:  # none waits in the pool, where an interrupt could not cancel it
-            running |= {pool.submit(work, job) for job in islice(jobs, cores - len(running))}
-            if not running:
-                return
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
-
-
-def start_on_one_core() -> None:
-    """Prepares a process whose computations take one core each."""
-    cli.start_tensorflow()
-    cli.share_cores()
+    for recipe, seed in plan:
+        for block in range(BLOCKS):
+            if (recipe, seed, block) not in known:
+                append_row(rows, score_block(slices, scratch, recipe, block, seed))
 
 
 def split_block(count: int, block: int) -> tuple[list[int], list[int]]:
@@ -174,7 +139,7 @@ def split_block(count: int, block: int) -> tuple[list[int], list[int]]:
     return [i for i in range(count) if not first - 1 <= i <= last + 1], list(range(first, last + 1))
 
 
-def resolve_flags(flags: Sequence[str]) -> argparse.Namespace:
+def resolve_flags(flags: list[str]) -> argparse.Namespace:
     """Returns train.py's flags with every default filled in."""
     args = train.parse_args(flags)
     train.resolve_defaults(args, synthetic=False)
@@ -196,39 +161,39 @@ def train_run(slices: list, flags: list[str], folder: Path) -> tuple[Path, dict]
         UserError: the folder has a run of other flags or slices.
     """
     source, run, wanted = folder / "slices", folder / "run", resolve_flags(flags)
-    known = runs.read_run(run) if (run / "run.json").exists() else {"finished": False}
-    if "flags" in known:
-        same = all(known["flags"][name] == getattr(wanted, name) for name in SETTINGS)
-        if not same or known["train_slices"] != [name for name, _, _ in slices]:
+    flags = ["--data", str(source), "--val-slices", "none", "--threshold", "0.5", *flags]
+    command, finished = [*flags, "--output", str(run)], False
+    if (run / "run.json").exists():
+        record = runs.read_run(run)
+        same = all(record["flags"][name] == getattr(wanted, name) for name in SETTINGS)
+        if not same or record["train_slices"] != [name for name, _, _ in slices]:
             raise UserError(f"{run}: of other flags or slices; remove it to train again")
-        flags = ["--resume", str(run)]
-    else:
-        data = ["--data", str(source), "--val-slices", "none", "--threshold", "0.5"]
-        flags = [*data, *flags, "--output", str(run)]
-    if not known["finished"]:
-        for name, *pixels in slices:
-            for part, page in zip(("image", "label"), pixels, strict=True):
-                write_pages(source / part / f"{name}.png", [page])
+        command, finished = ["--resume", str(run)], record["finished"]
+    if not finished:
+        for name, image, label in slices:
+            write_pages(source / "image" / f"{name}.png", [image])
+            write_pages(source / "label" / f"{name}.png", [label])
         print(f"{folder.name}: {len(slices)} slices, {wanted.epochs} epochs", flush=True)
         log = open(folder / "log.txt", "a", encoding="utf-8")
         with log, contextlib.redirect_stdout(log):
-            if train.train(train.parse_args(flags)):
+            if train.train(train.parse_args(command)):
                 raise KeyboardInterrupt
     with open(run / "history.csv", encoding="utf-8", newline="") as file:
         seconds = sum(float(row["seconds"]) for row in csv.DictReader(file))
     return run, runs.read_run(run) | {"minutes": round(seconds / 60, 1)}
 
 
-def train_without_block(slices: list, scratch: Path, job: tuple) -> tuple[list, Path, dict]:
-    """Returns the held-out slices of a (recipe, block, seed), its run and the run's record."""
-    recipe, block, seed = job
+def train_without_block(
+    slices: list, scratch: Path, recipe: str, block: int, seed: int
+) -> tuple[list, Path, dict]:
+    """Returns the slices of the block, and run and record of a training on the others."""
     training, held_out = ([slices[i] for i in part] for part in split_block(len(slices), block))
-    folder = scratch / f"{recipe}-{block}-{seed}"
-    return held_out, *train_run(training, [*RECIPES[recipe], "--seed", str(seed)], folder)
+    flags = [*RECIPES[recipe], "--seed", str(seed)]
+    return held_out, *train_run(training, flags, scratch / f"{recipe}-{block}-{seed}")
 
 
 def make_predictor(run: Path, tta: bool):
-    """Returns the predictor of a finished run."""
+    """Returns the `Predictor` of a finished run."""
     from membrane.inference.precision import choose_precision, load_network, with_dtype
     from membrane.inference.predictor import Predictor
 
@@ -236,21 +201,20 @@ def make_predictor(run: Path, tta: bool):
     return Predictor(with_dtype(network, choose_precision()[0]), tta)
 
 
-def score_block(slices: list, scratch: Path, job: tuple[str, int, int]) -> dict:
-    """Trains a recipe without a block; returns the row of the block's scores."""
-    held_out, run, record = train_without_block(slices, scratch, job)
-    names, images, labels = zip(*held_out, strict=True)
-    labels, scores = [to_interior(*pair) for pair in zip(labels, names, strict=True)], {}
-    predictors = {tta: make_predictor(run, tta) for tta in (False, True)}
-    maps = {tta: [f(normalize(image)) for image in images] for tta, f in predictors.items()}
+def score_block(slices: list, scratch: Path, recipe: str, block: int, seed: int) -> dict:
+    """Trains without a block; returns the row of its scores."""
+    held_out, run, record = train_without_block(slices, scratch, recipe, block, seed)
+    labels, scores = [to_interior(label, name) for name, _, label in held_out], {}
     for method, (tta, whole_borders) in METHODS.items():
-        segment = [precompute_segmentation(p) if whole_borders else p.__gt__ for p in maps[tta]]
+        predict = make_predictor(run, tta)
+        maps = [predict(normalize(image)) for _, image, _ in held_out]
+        segment = [precompute_segmentation(one) if whole_borders else one.__gt__ for one in maps]
         table = metrics.score_thresholds(labels, segment)
         scores[method] = [[[round(r[key], 4) for key in SCORES] for r in rows] for rows in table]
     return {
-        **dict(zip(("recipe", "block", "seed"), job, strict=True)),
+        **{"recipe": recipe, "block": block, "seed": seed},
         **{key: record[key] for key in ("parameters", "epochs", "minutes", "device")},
-        "slices": names,
+        "slices": [name for name, _, _ in held_out],
         "thresholds": metrics.THRESHOLDS,
         "scores": scores,
     }
@@ -295,7 +259,7 @@ def summarise(rows: list[dict], method: str) -> dict:
         oracle: V_rand and V_info, each at the one threshold that is best for all.
         threshold: the one chosen on all rows.
     """
-    thresholds = np.array(rows[0]["thresholds"])
+    thresholds = rows[0]["thresholds"]
     table = {  # (slices, thresholds, scores) each
         (row["seed"], row["block"]): np.array(row["scores"][method]) for row in rows
     }
@@ -310,33 +274,32 @@ def summarise(rows: list[dict], method: str) -> dict:
         if others:
             place = choose(others)
             blocks[seed, block] = (thresholds[place], table[seed, block][:, place].mean(0))
-    means = np.concatenate(list(table.values())).mean(0)
     return {
         "blocks": blocks,
         "leave_one_out": np.array([scores for _, scores in blocks.values()]),
-        "oracle": means.max(0)[:2],
-        "threshold": float(thresholds[choose(table.values())]),
+        "oracle": np.concatenate(list(table.values())).mean(0).max(0)[:2],
+        "threshold": thresholds[choose(table.values())],
     }
 
 
 def draw_recipes(rows: list[dict]) -> str:
     """Returns the table of recipes in Markdown."""
-    header = "recipe", "parameters", "masks from", "trainings", "V_rand, leave-one-out"
-    header += "V_info, leave-one-out", "oracle", "membrane F1", "threshold", "training"
+    quoted = "V_rand, leave-one-out", "V_info, leave-one-out", "oracle", "membrane F1", "threshold"
+    header = "recipe", "parameters", "masks from", "trainings", *quoted, "training"
     lines = []
     for recipe in dict.fromkeys(row["recipe"] for row in rows):
         own = [row for row in rows if row["recipe"] == recipe]
         minutes = sum(row["minutes"] for row in own) / len(own)
         for method in METHODS:
             result = summarise(own, method)
-            if result["blocks"]:
-                scores = result["leave_one_out"].T
-                v_rand, v_info, f1 = (f"{one.mean():.4f} ± {one.std():.4f}" for one in scores)
-                oracle = " / ".join(f"{score:.4f}" for score in result["oracle"])
-                about = recipe, f"{own[0]['parameters']:,}", method, len(own)
-                trained = f"{own[0]['epochs']} epochs, {minutes:.0f} min"
-                scores = v_rand, v_info, oracle, f1.split()[0]
-                lines.append((*about, *scores, f"{result['threshold']:g}", trained))
+            if not result["blocks"]:
+                continue
+            v_rand, v_info, f1 = result["leave_one_out"].T
+            line = [recipe, f"{own[0]['parameters']:,}", method, len(own)]
+            line += [f"{one.mean():.4f} ± {one.std():.4f}" for one in (v_rand, v_info)]
+            line += [" / ".join(f"{one:.4f}" for one in result["oracle"]), f"{f1.mean():.4f}"]
+            line += [f"{result['threshold']:g}", f"{own[0]['epochs']} epochs, {minutes:.0f} min"]
+            lines.append(line)
     return draw_table(header, lines)
 
 
@@ -355,8 +318,8 @@ def draw_blocks(rows: list[dict], recipe: str) -> str:
 
 def draw_tables(rows: list[dict]) -> dict[str, str]:
     """Returns every table by its name."""
-    tables = {"recipes": draw_recipes(rows)}
-    return tables | {f"blocks {recipe}": draw_blocks(rows, recipe) for recipe in RECIPES}
+    blocks = {f"blocks {recipe}": draw_blocks(rows, recipe) for recipe in SHIPPED}
+    return {"recipes": draw_recipes(rows), **blocks}
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ def append_row(path: Path, row: dict) -> None:
 
 def draw_table(header: Sequence[str], rows: Iterable[Sequence]) -> str:
     """Returns a table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
+    first, *others = (f"| {' | '.join(map(str, cells))} |" for cells in (header, *rows))
+    return "\n".join([first, f"|{'---|' * len(header)}", *others])
 
 
 def list_documents() -> list[Path]:

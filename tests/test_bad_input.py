@@ -24,7 +24,7 @@ import export
 import predict
 import train
 from membrane import synthetic
-from membrane.inference import precision
+from membrane.inference import loading
 
 ROOT = Path(predict.__file__).parent
 SLICE, INTERIOR = synthetic.make_slice(120, 136, 1)
@@ -355,7 +355,7 @@ MODELS = {
 def test_a_model_that_cannot_be_trusted_is_refused(
     trained, folder, tmp_path, monkeypatch, capsys, kind
 ):
-    monkeypatch.setattr(precision, "MAX_MODEL_BYTES", 10**7)
+    monkeypatch.setattr(loading, "MAX_MODEL_BYTES", 10**7)
     make, words = MODELS[kind]
     shutil.copytree(trained / "small", tmp_path / "run")
     made, path = make(), tmp_path / "run/model.keras"

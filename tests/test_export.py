@@ -13,7 +13,7 @@ import export
 import unet
 from membrane import cli, runs, synthetic
 from membrane.exports import bioimageio, formats
-from membrane.inference.precision import load_network
+from membrane.inference.loading import load_network
 from membrane.io import normalization, readers
 
 with cli.quiet():

@@ -139,9 +139,7 @@ SIDES = st.integers(1, 90)
 
 @given(height=SIDES, width=SIDES, tile=st.tuples(SIDES, SIDES), data=st.data())
 @settings(max_examples=40)
-def test_no_tile_and_no_region_differs_from_the_whole_slice(
-    predictors, height, width, tile, data
-):
+def test_no_tile_and_no_region_differs_from_the_whole_slice(predictors, height, width, tile, data):
     whole, tiled = predictors
     image = np.random.default_rng(height * 91 + width).random((height, width), np.float32)
     expected = whole(image)

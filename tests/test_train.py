@@ -18,7 +18,7 @@ import train
 import unet
 from membrane import runs
 from membrane.errors import UserError
-from membrane.inference.precision import load_network
+from membrane.inference.loading import load_network
 from membrane.inference.predictor import Predictor
 from membrane.training import callbacks
 

@@ -12,11 +12,10 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from membrane.inference.receptive_field import inputs_of
-
 # Which of four taps of a transposed convolution sees which of the three of a convolution.
 UPSAMPLING = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], np.float32)
 CONVOLUTION = {
+    "data_format": "channels_last",
     "kernel_size": (3, 3),
     "strides": (1, 1),
     "padding": "same",
@@ -33,7 +32,6 @@ PLAN = {  # what a layer must be for its kind to be computed here
         layers.Conv2D,
         {"filters": 1, "kernel_size": (1, 1), "strides": (1, 1), "activation": "sigmoid"},
     ),
-    "image": (layers.InputLayer, {}),
 }
 
 
@@ -77,7 +75,7 @@ def fuse(network: keras.Model) -> Fused:
     Args:
         network: functional, in any dtype.
     """
-    depth = _depth(network)
+    depth = plan_depth(network)
     if depth is None:
         return Fused(dict, lambda images, weights: network(images, training=False))
     known = {layer.name: layer for layer in network.layers}
@@ -150,33 +148,35 @@ def _merge(skip: tf.Tensor, x: tf.Tensor, upsampling: tf.Tensor, **layer) -> tf.
     return _convolve(skip, **layer, extra=x)
 
 
-def _depth(network: keras.Model) -> int | None:
+def plan_depth(network: keras.Model) -> int | None:
     """Returns how many encoder stages a network has if all of it is of `build_unet`'s plan."""
-    depth = sum(layer.name.endswith("_pool") for layer in network.layers)
-    stages = [*(f"encoder{n}" for n in range(1, depth + 1)), "bridge"]
-    stages += [f"decoder{n}" for n in range(depth, 0, -1)]
-    chain = ["image"]  # every layer, fed by the one before it, but for the skips
-    for stage in stages:
-        chain += [f"{stage}_up", f"{stage}_skip"] if stage.startswith("decoder") else []
-        chain += [f"{stage}_conv1", f"{stage}_conv2"]
-        chain += [f"{stage}_pool"] if stage.startswith("encoder") else []
-    chain.append("probability")
     known = {layer.name: layer for layer in network.layers}
-    if (
-        depth == 0
-        or sorted(known) != sorted(chain)
-        or network.outputs[0] is not known["probability"].output
-    ):
+    depth = sum(name.endswith("_pool") for name in known)
+    chain = []  # every layer, fed by the one before it, but for the skips
+    for stage in (*(f"encoder{n}" for n in range(1, depth + 1)), "bridge"):
+        chain += [f"{stage}_conv1", f"{stage}_conv2", f"{stage}_pool"]
+    chain[-1:] = []  # the bottleneck pools nothing
+    for stage in (f"decoder{n}" for n in range(depth, 0, -1)):
+        chain += [f"{stage}_{end}" for end in ("up", "skip", "conv1", "conv2")]
+    chain = ["image", *chain, "probability"]
+    if not depth or sorted(known) != sorted(chain):
         return None
-    for before, name in zip([None, *chain], chain, strict=False):
-        kind, config = PLAN[name.split("_")[-1].rstrip("12")], known[name].get_config()
-        feeding = [before] if before else []
-        if name.endswith("_skip"):
-            feeding.insert(0, name.replace("decoder", "encoder").replace("_skip", "_conv2"))
-        dilated = name.startswith("bridge") or config.get("dilation_rate", (1, 1)) == (1, 1)
-        same = all(config[key] == value for key, value in kind[1].items())
-        if not (type(known[name]) is kind[0] and same and dilated):
+    for before, name in zip(chain, chain[1:], strict=False):
+        (kind, plan), config = PLAN[name.split("_")[-1].rstrip("12")], known[name].get_config()
+        skip = name.replace("decoder", "encoder").replace("_skip", "_conv2")
+        feeding = [skip, before] if name.endswith("_skip") else [before]
+        dilated = config.get("dilation_rate", (1, 1)) != (1, 1) and not name.startswith("bridge")
+        if type(known[name]) is not kind or dilated or _inputs_of(known[name]) != feeding:
             return None
-        if inputs_of(known[name]) != feeding or config.get("data_format") == "channels_first":
+        if any(config.get(key) != value for key, value in plan.items()):
             return None
     return depth
+
+
+def _inputs_of(layer: layers.Layer) -> list[str]:
+    """Returns the names of the layers that feed a layer."""
+    return [
+        tensor._keras_history.operation.name
+        for node in layer._inbound_nodes
+        for tensor in node.input_tensors
+    ]

@@ -1,14 +1,14 @@
 """How a network must be tiled: on which grid tiles start, and what they carry around them.
 
-Derived for the layers that `unet.build_unet` uses. Any other functional network is measured: lines
-of pixels are changed, and it is seen how far the output changes, and on which grid.
+Known of what `unet.build_unet` builds. Any other functional network is measured: lines of pixels
+are changed, and it is seen how far the output changes, and on which grid.
 """
 
 import keras
 import numpy as np
-from keras import layers
 
 from membrane.errors import UserError
+from membrane.inference.fused_unet import plan_depth
 from membrane.inference.precision import with_dtype
 
 MAX_STRIDE = 64  # px
@@ -32,46 +32,18 @@ def stride_and_radius(network: keras.Model) -> tuple[int, int | None]:
     Raises:
         UserError: the output has not the input's size, whatever that is.
     """
-    return derive(network) or measure(network)
+    depth = plan_depth(network)
+    if depth is None:
+        return measure(network)
+    # Each stage's two convolutions, pooling and two convolutions again, at 1, 2, 4, … px.
+    dilation = network.get_layer("bridge_conv1").dilation_rate[0]
+    return 2**depth, 5 * (2**depth - 1) + (dilation + dilation**2) * 2**depth
 
 
 def stride_and_halo(network: keras.Model) -> tuple[int, int | None]:
     """Returns the stride, and the halo of tiles: the radius as a multiple of it, or None."""
     stride, radius = stride_and_radius(network)
     return stride, None if radius is None else -(-radius // stride) * stride
-
-
-def derive(network: keras.Model) -> tuple[int, int] | None:
-    """Returns stride and radius by the layers' own numbers, None if one is not known here."""
-    step, radius, stride = {}, {}, 1
-    for layer in network.layers:
-        inputs = inputs_of(layer)
-        if len(layer._inbound_nodes) > 1 or not step.keys() >= set(inputs):  # shared, or an op
-            return None
-        at = max((step[name] for name in inputs), default=1)  # px of the image per px of its input
-        reach = max((radius[name] for name in inputs), default=0)
-        if type(layer) is layers.Conv2D and layer.strides == (1, 1):
-            if layer.padding != "same" and layer.kernel_size != (1, 1):
-                return None
-            if layer.kernel_size[0] % 2 == 0 or len({*layer.kernel_size}) > 1:
-                return None
-            if len({*layer.dilation_rate}) > 1:
-                return None
-            reach += at * layer.dilation_rate[0] * (layer.kernel_size[0] - 1) // 2
-        elif type(layer) is layers.MaxPooling2D and layer.strides == layer.pool_size:
-            if len({*layer.pool_size}) > 1:
-                return None
-            reach += at * (layer.pool_size[0] - 1)
-            at *= layer.pool_size[0]
-        elif type(layer) is layers.UpSampling2D and layer.interpolation == "nearest":
-            if len({*layer.size}) > 1 or at % layer.size[0]:
-                return None
-            at //= layer.size[0]
-        elif type(layer) not in (layers.InputLayer, layers.Concatenate):
-            return None
-        step[layer.name], radius[layer.name] = at, reach
-        stride = max(stride, at)
-    return stride, radius[network.layers[-1].name]
 
 
 def measure(network: keras.Model) -> tuple[int, int | None]:
@@ -172,12 +144,3 @@ def _keeps_size(probe: keras.Model, side: int) -> bool:
 
 def _run(probe: keras.Model, images: np.ndarray) -> np.ndarray:
     return np.asarray(probe(images, training=False))
-
-
-def inputs_of(layer: layers.Layer) -> list[str]:
-    """Returns the names of the layers that feed a layer."""
-    return [
-        tensor._keras_history.operation.name
-        for node in layer._inbound_nodes
-        for tensor in node.input_tensors
-    ]

@@ -15,7 +15,8 @@ from distributed.comm import CommClosedError
 
 from membrane import cli
 from membrane.errors import UserError, first_line
-from membrane.inference.precision import choose_precision, load_network, with_dtype
+from membrane.inference.loading import load_network
+from membrane.inference.precision import choose_precision, with_dtype
 from membrane.inference.predictor import Predictor
 from membrane.runs import ROOT
 from membrane.volumes import store

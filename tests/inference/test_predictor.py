@@ -9,8 +9,8 @@ import data
 import unet
 from membrane import metrics, runs
 from membrane.inference import precision
+from membrane.inference.loading import load_network
 from membrane.inference.masks import precompute_segmentation
-from membrane.inference.precision import load_network
 from membrane.inference.predictor import Predictor
 
 RNG = np.random.default_rng(0)

@@ -103,10 +103,10 @@ def test_any_network_is_tiled_exactly_or_predicted_as_a_whole(name):
 
 @pytest.mark.parametrize("filters, dilation", [((4, 6, 8), 1), ((4, 6, 8), 2), ((3, 4), 3),
                                                ((2, 2, 2, 2), 1)])  # fmt: skip
-def test_what_is_derived_of_the_unet_is_what_is_measured(filters, dilation):
+def test_what_is_known_of_the_unet_is_what_is_measured(filters, dilation):
     network = build_unet(filters, dilation)
-    derived = receptive_field.derive(network)
-    assert derived == receptive_field.measure(network) and derived[0] == 2 ** (len(filters) - 1)
+    known = receptive_field.stride_and_radius(network)
+    assert known == receptive_field.measure(network) and known[0] == 2 ** (len(filters) - 1)
 
 
 def test_measuring_leaves_the_network_as_it_was():

@@ -12,6 +12,7 @@ from PIL import Image
 import predict
 from membrane import synthetic
 from membrane.inference import masks, precision
+from membrane.inference.loading import load_network
 from membrane.inference.predictor import Predictor
 from membrane.io import normalization
 from membrane.io.labels import to_mask_bytes
@@ -113,7 +114,7 @@ def test_masks_do_not_depend_on_the_blocks(tmp_path, monkeypatch, plain):
     big = np.stack([synthetic.make_slice(150, 101, seed)[0] for seed in range(3)])
     zarr.create_array(str(tmp_path / "big.zarr"), data=big, chunks=(2, 32, 32))
     source = store.open_volume(tmp_path / "big.zarr", 10**6)
-    predictor = Predictor(precision.load_network(MODEL / "model.keras"), tile=(48, 48))
+    predictor = Predictor(load_network(MODEL / "model.keras"), tile=(48, 48))
     shape = jobs.choose_block(source.shape)
     assert shape == (2, 64, 64)
     plan = {"block": shape, "levels": store.plan_levels(source.shape, source.voxel)}

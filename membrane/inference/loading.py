@@ -1,0 +1,85 @@
+"""Loads saved networks, and refuses what is none that can predict."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from membrane.errors import UserError, first_line
+from membrane.inference.receptive_field import stride_and_radius
+
+MAX_MODEL_BYTES = 2**30  # unpacked; beyond is no network that this program can use
+
+
+def load_network(path: Path) -> keras.Model:
+    """Loads a saved network, for prediction only.
+
+    Args:
+        path: of a .keras file. A network that was saved for images of one size is loaded for
+            images of any size.
+
+    Raises:
+        UserError: the file is missing, damaged, too large, or not a functional network from one
+            channel to P(interior).
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such model; name a run's folder or a .keras file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+            if size > MAX_MODEL_BYTES:
+                raise UserError(
+                    f"{path}: {size:,} bytes when unpacked, over {MAX_MODEL_BYTES:,}; is it a "
+                    "model?"
+                )
+            version = json.loads(archive.read("metadata.json"))["keras_version"]
+    except UserError:
+        raise
+    except Exception:  # zipfile, zlib, json: anything
+        raise UserError(
+            f"{path}: no .keras file, or one that was cut short; get it again"
+        ) from None
+    try:
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # h5py, Keras: anything
+        raise UserError(
+            f"{path}: saved by Keras {version}, cannot be loaded by {keras.__version__} "
+            f"({first_line(error)})"
+        ) from None
+    if isinstance(model, keras.Sequential) or not getattr(model, "inputs", None):
+        raise UserError(f"{path}: a {type(model).__name__}; expected a functional Keras model")
+    shapes = [[tuple(tensor.shape) for tensor in side] for side in (model.inputs, model.outputs)]
+    sizes = [shape[1:3] for side in shapes for shape in side]
+    if len(sizes) == 2 and sizes[0] == sizes[1] != (None, None):
+        model, shapes = _with_any_size(model, path, shapes)
+    if shapes != [[(None, None, None, 1)]] * 2:
+        raise UserError(
+            f"{path}: its input and output are {shapes[0]} and {shapes[1]}; expected one image, "
+            "(None, None, None, 1), and P(interior) of the same shape"
+        )
+    output = model.outputs[0]._keras_history.operation
+    if getattr(output, "activation", None) is not keras.activations.sigmoid:
+        raise UserError(f"{path}: its last layer has no sigmoid, so it gives no P(interior)")
+    if not all(np.isfinite(weights).all() for weights in model.get_weights()):
+        raise UserError(f"{path}: some of its weights are no numbers; train it again")
+    try:
+        stride_and_radius(model)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return model
+
+
+def _with_any_size(model: keras.Model, path: Path, shapes: list) -> tuple[keras.Model, list]:
+    """Returns a model for images of one size as one for images of any size."""
+    image = keras.Input((None, None, shapes[0][0][-1]), name=model.inputs[0].name)
+    try:
+        free = keras.models.clone_model(model, input_tensors=image)
+        free.set_weights(model.get_weights())
+    except Exception as error:  # layers that need to know the size: anything
+        raise UserError(
+            f"{path}: for images of {shapes[0][0][1]}x{shapes[0][0][2]} px only "
+            f"({first_line(error)}); build it with keras.Input((None, None, 1))"
+        ) from None
+    return free, [[tuple(tensor.shape) for tensor in side] for side in (free.inputs, free.outputs)]
