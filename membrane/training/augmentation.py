@@ -13,7 +13,7 @@ import tensorflow as tf
 from membrane.io.normalization import MEAN
 
 TILE = 256  # px
-ELASTIC_FRACTION = 1 / 3  # of the tiles are deformed
+ELASTIC_FRACTION = 0.375  # of the tiles are deformed
 ELASTIC_POINTS, ELASTIC_SIGMA = 5, 10.0  # displacements at 5x5 points; their deviation in px
 CONTRAST, BRIGHTNESS = 1.25, 0.1  # at most: factor about the mean, and what is added
 GAMMA_FRACTION, GAMMA = 0.5, (0.7, 1.4)  # of the tiles, and the range of the exponent

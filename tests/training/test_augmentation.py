@@ -84,7 +84,7 @@ def test_a_slice_smaller_than_a_tile_is_continued_by_reflection(plain, monkeypat
     assert any(np.array_equal(tile[..., 0], padded) for tile in images)
 
 
-FRACTIONS = (("ELASTIC_FRACTION", 1 / 3), ("GAMMA_FRACTION", 0.5), ("BLUR_FRACTION", 0.25),
+FRACTIONS = (("ELASTIC_FRACTION", 0.375), ("GAMMA_FRACTION", 0.5), ("BLUR_FRACTION", 0.25),
              ("NOISE_FRACTION", 0.25))  # fmt: skip
 
 
