@@ -102,8 +102,8 @@ def train(args: argparse.Namespace) -> int:
     from membrane.training.callbacks import (
         CHECKPOINT,
         Checkpoint,
-        MembraneIoU,
         Validation,
+        membrane_iou,
         restore_checkpoint,
     )
     from membrane.training.muon import Muon
@@ -143,7 +143,7 @@ def train(args: argparse.Namespace) -> int:
         warmup_steps=steps,
     )
     model = fused_unet(network)  # the same function of the same weights, evaluated faster
-    model.compile(optimizer=Muon(schedule), loss="binary_crossentropy", metrics=[MembraneIoU()])
+    model.compile(optimizer=Muon(schedule), loss="binary_crossentropy", metrics=[membrane_iou])
 
     if record is None:
         if not held_out.names:

@@ -19,6 +19,7 @@ import csv
 import shutil
 import sys
 import tempfile
+import zlib
 from itertools import islice
 from pathlib import Path
 
@@ -45,7 +46,6 @@ RECIPES = {  # flags of train.py
 }
 PLAN = [("small", 0), ("large", 0), ("small", 1), ("large", 1), ("small", 2)]  # recipe and seed
 SHIPPED = {"small": "pretrained", "large": "large"}  # recipe: folder in outputs/
-SETTINGS = ("filters", "dilation", "epochs", "batch_size", "learning_rate", "seed")
 METHODS = {  # of turning the network's output into masks: flips averaged? whole borders?
     "flips averaged": (True, True),
     "one pass": (False, True),
@@ -152,28 +152,26 @@ def train_run(slices: list, flags: list[str], folder: Path) -> tuple[Path, dict]
     Args:
         slices: as `load_slices` gives them.
         flags: of train.py.
-        folder: gets a copy of the slices, the run, and what train.py prints.
+        folder: gets the run, what train.py prints, and a copy of the slices. A checksum of flags
+            and slices is appended to its name, so that no training goes on with others.
 
     Returns:
         The folder of the finished run, and its record with the minutes that it took.
-
-    Raises:
-        UserError: the folder has a run of other flags or slices.
     """
-    source, run, wanted = folder / "slices", folder / "run", resolve_flags(flags)
+    settings = resolve_flags(flags)
+    checksum = zlib.crc32(repr(settings).encode())
+    for _, *pixels in slices:
+        checksum = zlib.crc32(np.stack(pixels), checksum)
+    folder = folder.with_name(f"{folder.name}-{checksum:08x}")
+    source, run = folder / "slices", folder / "run"
     flags = ["--data", str(source), "--val-slices", "none", "--threshold", "0.5", *flags]
-    command, finished = [*flags, "--output", str(run)], False
-    if (run / "run.json").exists():
-        record = runs.read_run(run)
-        same = all(record["flags"][name] == getattr(wanted, name) for name in SETTINGS)
-        if not same or record["train_slices"] != [name for name, _, _ in slices]:
-            raise UserError(f"{run}: of other flags or slices; remove it to train again")
-        command, finished = ["--resume", str(run)], record["finished"]
-    if not finished:
+    known = (run / "run.json").exists()
+    if not (known and runs.read_run(run)["finished"]):
         for name, image, label in slices:
             write_pages(source / "image" / f"{name}.png", [image])
             write_pages(source / "label" / f"{name}.png", [label])
-        print(f"{folder.name}: {len(slices)} slices, {wanted.epochs} epochs", flush=True)
+        print(f"{folder.name}: {len(slices)} slices, {settings.epochs} epochs", flush=True)
+        command = ["--resume", str(run)] if known else [*flags, "--output", str(run)]
         log = open(folder / "log.txt", "a", encoding="utf-8")
         with log, contextlib.redirect_stdout(log):
             if train.train(train.parse_args(command)):
@@ -194,7 +192,8 @@ def train_without_block(
 
 def make_predictor(run: Path, tta: bool):
     """Returns the `Predictor` of a finished run."""
-    from membrane.inference.precision import choose_precision, load_network, with_dtype
+    from membrane.inference.loading import load_network
+    from membrane.inference.precision import choose_precision, with_dtype
     from membrane.inference.predictor import Predictor
 
     network = load_network(run / "model.keras")

@@ -4,14 +4,13 @@ pip install -r requirements/bench.txt
 python benchmarks/speed.py            every engine; writes speed.json and the table in speed.md
 python benchmarks/speed.py --quick    what the ratios need, in under five minutes; writes nothing
 
-Every engine has the weights of outputs/pretrained, the same slices, and a process of its own. The
-processes take turns, one works while the others wait, and the median of the rounds counts: a noisy
-machine is unfair to none. Before any timing all must give the same P(interior). An engine that
-dies or is not installed has a row that says so; the others are measured.
+Every engine has the weights of outputs/pretrained, the same slices, and a process of its own. They
+take turns, round by round, and the median of the rounds counts: a noisy machine is unfair to none.
+All must give the same P(interior). An engine that dies or is not installed has a row that says so;
+the others are measured.
 """
 
 import argparse
-import contextlib
 import json
 import multiprocessing
 import os
@@ -40,7 +39,7 @@ from membrane.errors import UserError
 RESULT = HERE / "speed.json"
 CONTEXT = multiprocessing.get_context("spawn")
 SLICES, QUICK_SLICES = 24, 8
-ROUNDS = {"network": 5, "pipeline": 5, "training": 9}
+ROUNDS, REPEATS = 3, 3  # of the engines in turn; of the work in each
 UNITS = {"network": "Mpixel/s", "pipeline": "Mpixel/s", "training": "tiles/s"}
 
 
@@ -53,46 +52,198 @@ class Job(NamedTuple):
     prepare: Callable[[str, Path], dict]
 
 
-F32, BF16 = "float32", "bfloat16"
-CHANNELS_LAST = partial(engines.load_pytorch, layout="channels_last")  # must be asked for
-COMPILED = partial(CHANNELS_LAST, compiled=True)
-LOADERS = [
-    ("ours", (BF16, F32), engines.load_ours),
-    ("Keras model.predict", (F32, BF16), engines.load_keras_predict),
-    ("PyTorch", (F32, BF16), engines.load_pytorch),
-    ("PyTorch channels_last", (F32, BF16), CHANNELS_LAST),
-    ("PyTorch compiled", (F32, BF16), COMPILED),
-    ("ONNX Runtime", (F32,), engines.load_onnx_runtime),
-    ("OpenVINO", (BF16,), engines.load_openvino),
+BOTH = "bfloat16", "float32"
+CHANNELS_LAST = partial(engines.load_pytorch, layout="channels_last")  # it must be asked for
+NETWORKS = [
+    ("ours", BOTH, engines.load_ours),
+    ("Keras model.predict", BOTH, engines.load_keras_predict),
+    ("PyTorch", BOTH, engines.load_pytorch),
+    ("PyTorch channels_last", BOTH, CHANNELS_LAST),
+    ("PyTorch compiled", BOTH, partial(CHANNELS_LAST, compiled=True)),
+    ("ONNX Runtime", ["float32"], engines.load_onnx_runtime),
+    ("OpenVINO", ["bfloat16"], engines.load_openvino),
 ]
 COPIED = "Keras, U-Net of 31 M parameters"  # as most tutorials have it
-PLAIN = ["--no-tta", "--plain", "--threshold", "0.9"]
-BORDERS = ["--no-tta", "--threshold", "0.5"]
+TILES = "ours, tiles alone, per core"
+PLAIN, BORDERS = ["--no-tta", "--plain", "--threshold", "0.9"], ["--no-tta", "--threshold", "0.5"]
 JOBS = [
     *(
         Job("network", engine, precision, partial(engines.network, load))
-        for engine, precisions, load in LOADERS
+        for engine, precisions, load in NETWORKS
         for precision in precisions
     ),
-    *(Job("network", COPIED, precision, engines.copied_unet) for precision in (F32, BF16)),
+    *(Job("network", COPIED, precision, engines.copied_unet) for precision in BOTH),
     Job("pipeline", "ours, --plain", "", partial(engines.pipeline, flags=PLAIN)),
     Job("pipeline", "ours", "", partial(engines.pipeline, flags=BORDERS)),
-    Job("pipeline", "naive Keras", F32, engines.naive_pipeline),
-    Job("training", "ours", BF16, engines.training),
-    Job("training", "ours, one constant batch", BF16, partial(engines.training, constant=True)),
-    Job("training", "PyTorch channels_last", BF16, engines.pytorch_training),
-    Job("training", "our tiles alone, per core", "", engines.tiles),
+    Job("pipeline", "naive Keras", "float32", engines.naive_pipeline),
+    Job("training", "ours", "bfloat16", engines.training),
+    Job("training", "ours, one batch", "bfloat16", partial(engines.training, constant=True)),
+    Job("training", "PyTorch channels_last", "bfloat16", engines.pytorch_training),
+    Job("training", TILES, "", engines.tiles),
 ]
-RATIOS = {  # of the first one's speed to the second one's
-    "network_vs_openvino": [("network", "ours", BF16), ("network", "OpenVINO", BF16)],
-    "network_vs_pytorch": [("network", "ours", BF16), ("network", "PyTorch channels_last", BF16)],
-    "pipeline_vs_naive_keras": [
-        ("pipeline", "ours, --plain", ""),
-        ("pipeline", "naive Keras", F32),
-    ],
-    "training_vs_pytorch": [("training", "ours", BF16), ("training", "PyTorch channels_last", BF16)],
-    "training_on_one_batch_vs_training": [
-        ("training", "ours, one constant batch", BF16),
-        ("training", "ours", BF16),
-    ],
+RATIOS = {  # of the speed of the first to that of the second
+    "network_vs_openvino": ["network ours bfloat16", "network OpenVINO bfloat16"],
+    "network_vs_pytorch": ["network ours bfloat16", "network PyTorch channels_last bfloat16"],
+    "pipeline_vs_naive_keras": ["pipeline ours, --plain", "pipeline naive Keras float32"],
+    "training_vs_pytorch": ["training ours bfloat16", "training PyTorch channels_last bfloat16"],
+    "training_on_one_batch": ["training ours, one batch bfloat16", "training ours bfloat16"],
 }
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Returns the flags."""
+    parser = cli.Parser(prog="speed.py", description=__doc__)
+    parser.add_argument("--data", default="kaggle", help="as for train.py; default: %(default)s")
+    parser.add_argument("--quick", action="store_true", help="fewer engines and slices, no table")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit status."""
+    return cli.run(measure, parse_args(argv), "speed.py")
+
+
+def measure(args: argparse.Namespace) -> int:
+    """Measures every engine, writes the table, prints the ratios; returns the exit status."""
+    needed = {f"training {TILES}", *(name for names in RATIOS.values() for name in names)}
+    jobs = [job for job in JOBS if not args.quick or name_row(job._asdict()) in needed]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        engines.write_inputs(args.data, QUICK_SLICES if args.quick else SLICES, folder)
+        rows = take_turns(jobs, folder) + time_starts(folder)
+    result = {"cpu": describe_cpu(), "rows": rows}
+    if args.quick:
+        print(draw(result))
+    else:
+        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_tables(draw_tables())
+    print("", *draw_ratios(rows), sep="\n")
+    return int(any("failure" in row and row["engine"].startswith("ours") for row in rows))
+
+
+def take_turns(jobs: Sequence[Job], folder: Path) -> list[dict]:
+    """Measures every job once per round, in turn; returns a row for each."""
+    rounds = [[measure_apart(job, folder) for job in jobs] for _ in range(ROUNDS)]
+    return [make_row(job, results) for job, *results in zip(jobs, *rounds, strict=True)]
+
+
+def measure_apart(job: Job, folder: Path) -> dict:
+    """Returns what `measure_engine` sends from a process of its own, or how that died."""
+    connection, theirs = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=measure_engine, args=(theirs, job, folder))
+    process.start()
+    theirs.close()
+    try:
+        return connection.recv()
+    except EOFError:
+        process.join()
+        return {"failure": f"died with status {process.exitcode}"}
+    finally:
+        process.join()
+
+
+def measure_engine(connection: Connection, job: Job, folder: Path) -> None:
+    """Sends the rates of an engine by shape, and its peak memory in MiB; or why there are none."""
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    rates = {}
+    try:
+        for shape, (work, run) in job.prepare(job.precision, folder).items():
+            run()
+            seconds = []
+            for _ in range(REPEATS):
+                began = time.perf_counter()
+                run()
+                seconds.append(time.perf_counter() - began)
+            rates["×".join(map(str, shape))] = work / statistics.median(seconds)
+    except ModuleNotFoundError as error:
+        return connection.send({"failure": f"{error.name} not installed"})
+    except UserError as error:
+        return connection.send({"failure": str(error)})
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    connection.send({"rates": rates, "peak_mib": peak})
+
+
+def make_row(job: Job, results: Sequence[dict]) -> dict:
+    """Returns the median of an engine's rounds, and the shape at which it is fastest."""
+    row = dict(zip(("kind", "engine", "precision"), job, strict=False))
+    for result in results:
+        if "failure" in result:
+            return row | result
+    rates = {
+        shape: statistics.median(result["rates"][shape] for result in results)
+        for shape in results[0]["rates"]
+    }
+    best, peak = max(rates, key=rates.get), max(result["peak_mib"] for result in results)
+    return row | {"best": best, "rate": rates[best], "rates": rates, "peak_mib": peak}
+
+
+def time_starts(folder: Path) -> list[dict]:
+    """Returns how long a fresh process takes to import TensorFlow, and to make a first mask."""
+    first = str(min((folder / "slices").iterdir()))
+    predict = [str(ROOT / "predict.py"), first, "--model", "pretrained"]
+    commands = {"import tensorflow": ["-c", "import tensorflow"], "predict.py, one slice": predict}
+    rows = []
+    for engine, command in commands.items():
+        seconds = []
+        for number in range(ROUNDS):
+            output = ["--output", str(folder / f"masks-{number}")]  # python -c takes no notice
+            began = time.perf_counter()
+            subprocess.run([sys.executable, *command, *output], check=True, capture_output=True)
+            seconds.append(time.perf_counter() - began)
+        row = {"kind": "start", "engine": engine, "precision": ""}
+        rows.append(row | {"seconds": statistics.median(seconds)})
+    return rows
+
+
+def describe_cpu() -> str:
+    """Returns the processor's name, its cores, and what it has for bfloat16, as Linux says."""
+    path = Path("/proc/cpuinfo")
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    model = re.search(r"^model name\s*:\s*(.+)", text, re.MULTILINE)
+    known = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16 without AMX"}
+    native = [name for flag, name in known.items() if flag in text.split()]
+    native.append("neither AMX nor AVX512-BF16")
+    return f"{model[1] if model else platform.machine()}, {os.cpu_count()} cores, {native[0]}"
+
+
+def name_row(row: dict) -> str:
+    """Returns how `RATIOS` names an engine."""
+    return f"{row['kind']} {row['engine']} {row['precision']}".rstrip()
+
+
+def draw_tables() -> dict[str, str]:
+    """Returns the table of the last measurement by its name."""
+    return {"speed": draw(json.loads(RESULT.read_text(encoding="utf-8")))}
+
+
+def draw(result: dict) -> str:
+    """Returns the kind of CPU and the table in Markdown."""
+    lines = []
+    for row in result["rows"]:
+        if "rate" in row:
+            speed = f"{row['rate']:.3g} {UNITS[row['kind']]}"
+            cells = speed, f"{row['best']} px", f"{row['peak_mib']:.0f} MiB"
+        else:
+            cells = row.get("failure") or f"{row['seconds']:.1f} s", "", ""
+        lines.append((row["kind"], row["engine"], row["precision"], *cells))
+    header = "what", "engine", "precision", "speed", "at", "peak memory"
+    return f"CPU: {result['cpu']}.\n\n{draw_table(header, lines)}"
+
+
+def draw_ratios(rows: list[dict]) -> list[str]:
+    """Returns how many times as fast as others this repository is, one line each."""
+    rates, ratios = {name_row(row): row.get("rate") for row in rows}, {}
+    for name, engines_named in RATIOS.items():
+        one, other = (rates.get(engine) for engine in engines_named)
+        ratios[name] = one / other if one and other else None
+    overhead = ratios.pop("training_on_one_batch")
+    start, mask = (row["seconds"] for row in rows if row["kind"] == "start")
+    return [
+        *(f"{name}: {f'{ratio:.2f}' if ratio else 'none'}" for name, ratio in ratios.items()),
+        f"overhead_of_augmentation: {f'{overhead - 1:.1%}' if overhead else 'none'}",
+        f"first_mask_vs_import_tensorflow: {mask / start:.2f} (+ {mask - start:.1f} s)",
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

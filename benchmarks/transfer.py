@@ -3,29 +3,38 @@
 python benchmarks/transfer.py shifts    held-out slices altered: exposure, blur, noise, pixel size
 python benchmarks/transfer.py own-data  a few slices of another kind, with --init and without
 
-`shifts` uses the networks that quality.py left in outputs/quality. `own-data` goes on where it was
-interrupted.
+Both go on where they were interrupted; `shifts` uses the networks of quality.py.
 """
 
 import argparse
 import json
 import sys
-from functools import partial
-from pathlib import Path
 
-import doors
+import numpy as np
 import quality
-from quality import DEFAULT, HERE, ROWS, SCORES, SLICES, fit_network, load_slices, read_rows
+from quality import DEFAULT, SCORES
+from result_tables import HERE, ROOT, append_row, draw_table, read_rows, write_tables
+from scipy import ndimage
+from skimage.measure import label as connected_components
+
+sys.path.insert(0, str(ROOT))
 
 import train
+from membrane import cli, metrics, runs
+from membrane.errors import UserError
+from membrane.inference.masks import precompute_segmentation
+from membrane.io.labels import to_interior
+from membrane.io.normalization import normalize, resize
+from membrane.io.writers import write_json
 
 SHIFTS, OWN = HERE / "shifts.json", HERE / "own_data.jsonl"
 STARTS = "--init", "from nothing"
+OWN_JOBS = [(0, STARTS[0]), *((count, start) for count in (1, 2, 5) for start in STARTS)]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Returns the flags."""
-    parser = doors.Parser(prog="transfer.py", description=__doc__)
+    parser = cli.Parser(prog="transfer.py", description=__doc__)
     parser.add_argument("what", choices=("shifts", "own-data"))
     parser.add_argument("--data", default="kaggle", help="as for train.py; default: %(default)s")
     return parser.parse_args(argv)
@@ -33,54 +42,34 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
-    return doors.run(measure, parse_args(argv), "transfer.py")
+    return cli.run(measure, parse_args(argv), "transfer.py")
 
 
 def measure(args: argparse.Namespace) -> int:
-    """Does what the flags say."""
-    doors.import_tensorflow_quietly()
-    import runs
-    import tensorflow as tf
-    from files import write_json
-
-    tf.config.experimental.enable_op_determinism()
-    pairs = load_slices(args.data, SLICES)
+    """Measures what the flags say and writes its table; returns the exit status."""
+    slices = quality.load_slices(args.data, quality.SLICES)
     if args.what == "shifts":
-        write_json(
-            SHIFTS, score_shifts(args.data, pairs, read_rows(ROWS), runs.OUTPUTS / "quality")
-        )
+        write_json(SHIFTS, score_shifts(slices, read_rows(quality.ROWS)))
     else:
-        score_own_data(pairs, runs.OUTPUTS / "quality")
-    quality.write_tables(draw_tables())
+        done = [(row["slices"], row["start"]) for row in read_rows(OWN)]
+        for job in OWN_JOBS:
+            if job not in done:
+                append_row(OWN, score_own(slices, *job))
+    write_tables(draw_tables())
     return 0
 
 
-def score_shifts(source: str, pairs, rows: list[dict], scratch: Path) -> dict:
-    """Scores every block of the small recipe, seed 0, at its fixed threshold, on altered slices.
-
-    Returns:
-        Of each alteration, the mean V_rand and V_info over all slices.
-    """
-    import grey
-    import metrics
-    import numpy as np
-    import runs
-    import slices
-    from inference import Predictor, load_network
-    from masks import to_mask
-    from scipy import ndimage
-
-    import data
-    import unet
+def list_alterations() -> dict[str, tuple]:
+    """Returns alterations of slices, uint8 (height, width), and the scale to predict each at."""
 
     def clip(image):
         return np.clip(np.round(image), 0, 255).astype(np.uint8)
 
     def zoom(factor):
-        return lambda x: clip(grey.resize(x, tuple(round(side * factor) for side in x.shape)))
+        return lambda x: clip(resize(x, tuple(round(side * factor) for side in x.shape)))
 
     random = np.random.default_rng(0)
-    alterations = {  # of 8-bit slices; and the scale to predict at
+    return {
         "none": (lambda x: x, 1),
         "brightness - 20 %": (lambda x: clip(x - 51.0), 1),
         "brightness + 20 %": (lambda x: clip(x + 51.0), 1),
@@ -95,95 +84,73 @@ def score_shifts(source: str, pairs, rows: list[dict], scratch: Path) -> dict:
         "3.2 nm pixels": (zoom(1.25), 1),
         "3.2 nm pixels, --pixel-size 3.2": (zoom(1.25), 0.8),
     }
-    images = dict(slices.read_named(data.find_data_set(source, runs.OUTPUTS / runs.DRAWN).images))
+
+
+def score_shifts(slices: list, rows: list[dict]) -> dict[str, list[float]]:
+    """Returns the mean V_rand and V_info of each alteration over all blocks.
+
+    Each block is predicted by the small recipe's network of seed 0 that has not seen it, at its
+    leave-one-out threshold.
+    """
     own = [row for row in rows if row["recipe"] == "small" and row["seed"] == 0]
     if len(own) < quality.BLOCKS:
-        raise slices.UserError(
-            f"{ROWS}: {len(own)} rows of small; run quality.py --only small first"
-        )
-    thresholds = quality.summarise(own, DEFAULT)["blocks"]
+        raise UserError(f"{quality.ROWS}: run python benchmarks/quality.py --only small first")
+    blocks = quality.summarise(own, DEFAULT)["blocks"]
+    alterations = list_alterations()
     scores = {name: [] for name in alterations}
-    for row in own:
-        folder = scratch / f"small-{row['block']}-0"
-        network = load_network(folder / "model.keras")
-        predict = Predictor(unet.with_dtype(network, unet.choose_dtype()[0]), tta=True)
-        for slice_name in row["slices"]:
-            label = pairs.labels[pairs.names.index(slice_name)]
-            for name, (alter, scale) in alterations.items():
-                image = grey.normalise(alter(images[slice_name]))
-                mask = to_mask(predict(image, scale), thresholds[0, row["block"]][0])
-                truth = label if mask.shape == label.shape else resize_label(label, mask.shape)
-                scores[name].append(metrics.score_segmentation(truth, mask))
-    means = {name: metrics.mean_scores(one) for name, one in scores.items()}
-    return {name: [round(one[key], 4) for key in SCORES[:2]] for name, one in means.items()}
+    for block in range(quality.BLOCKS):
+        job = "small", block, 0
+        held_out, run, _ = quality.train_without_block(slices, runs.OUTPUTS / "quality", *job)
+        predict, threshold = quality.make_predictor(run, tta=True), blocks[0, block][0]
+        for name, image, label in held_out:
+            for what, (alter, scale) in alterations.items():
+                probability = predict(normalize(alter(image)), scale)
+                mask = precompute_segmentation(probability)(threshold)
+                truth = resize_label(to_interior(label, name), mask.shape)
+                scores[what].append(metrics.score_segmentation(truth, mask))
+    means = {what: metrics.mean_scores(some) for what, some in scores.items()}
+    return {what: [round(mean[key], 4) for key in SCORES[:2]] for what, mean in means.items()}
 
 
-def score_own_data(pairs, scratch: Path) -> None:
-    """Trains on slices 1 to 12, then on one, two and five of 14 to 18 made another kind of slice.
-
-    Appends a row per training that has none yet to own_data.jsonl.
-    """
-    fit_network(pairs.take(range(12)), ["--epochs", "60"], 0, scratch / "own")
-    done = {(row["slices"], row["start"]) for row in read_rows(OWN)}
-    jobs = [(0, STARTS[0]), *((count, start) for count in (1, 2, 5) for start in STARTS)]
-    jobs = [job for job in jobs if job not in done]
-    with quality.several_at_once() as each:
-        for row in each(partial(score_own, darken(pairs), scratch / "own"), jobs):
-            with OWN.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-
-
-def score_own(pairs, folder: Path, job: tuple[int, str]) -> dict:
-    """Trains on some slices; returns the scores on slices 20 to 25 at the threshold 0.5.
+def score_own(slices: list, count: int, start: str) -> dict:
+    """Trains on slices that stand for another microscope's; returns the row of the scores.
 
     Args:
-        pairs: all slices, of the new kind.
-        folder: of the first run; gets those of the new ones.
-        job: how many slices to train on, 0 for the first run as it is, and one of `STARTS`.
+        slices: all of them; a first run is trained on 1 to 12, as they are.
+        count: how many of 14 to 18 to train on, darkened; 0 for the first run itself. It is scored
+            on 20 to 25, darkened, at the threshold 0.5.
+        start: one of `STARTS`: from the first run, or from nothing for as long.
     """
-    import metrics
-    from inference import Predictor, load_network
-    from masks import make_masker
-
-    count, start = job
-    network = load_network(folder / "model.keras") if start == STARTS[0] else None
-    minutes = 0.0
+    scratch, minutes = runs.OUTPUTS / "quality" / "own", 0.0
+    run, _ = quality.train_run(slices[:12], ["--epochs", "60"], scratch / "first")
     if count:
         flags = ["--epochs", str(train.EPOCHS_INIT)]
-        place = folder / f"{count}-{start}".replace(" ", "-")
-        network, _, about = fit_network(pairs.take(range(13, 13 + count)), flags, 0, place, network)
-        minutes = about["minutes"]
-    held_out = pairs.take(range(19, 25))
-    predict = Predictor(network, tta=True)
-    maskers = [make_masker(predict(image)) for image in held_out.images]
-    mean = metrics.mean_scores(
-        [row[0] for row in metrics.score_thresholds(held_out.labels, maskers, (0.5,))]
-    )
+        flags += ["--init", str(run)] if start == STARTS[0] else []
+        own = [darken(*one) for one in slices[13 : 13 + count]]
+        folder = scratch / f"{count}-{start}".replace(" ", "-")
+        run, record = quality.train_run(own, flags, folder)
+        minutes = record["minutes"]
+    predict, scores = quality.make_predictor(run, tta=True), []
+    for name, image, label in (darken(*one) for one in slices[19:25]):
+        mask = precompute_segmentation(predict(normalize(image)))(0.5)
+        scores.append(metrics.score_slice(to_interior(label, name), mask))
+    mean = metrics.mean_scores(scores)
     row = {"slices": count, "start": start, "minutes": minutes}
     return row | {key: round(mean[key], 4) for key in SCORES}
 
 
-def darken(pairs):
-    """Returns the slices at 5 nm per pixel, darker and flatter."""
-    import numpy as np
-    from grey import normalise, resize
-
-    from data import Pairs
-
-    images, labels = [], []
-    for image, label in zip(pairs.images, pairs.labels, strict=True):
-        shape = tuple(round(0.8 * side) for side in image.shape)
-        darker = 0.7 * np.clip(resize(image, shape), 0, 1) ** 1.4
-        images.append(normalise(np.round(255 * darker).astype(np.uint8)))
-        labels.append(resize_label(label, shape))
-    return Pairs(pairs.names, images, labels)
+def darken(name: str, image: np.ndarray, label: np.ndarray) -> tuple:
+    """Returns a slice, as `quality.load_slices` gives it, at 5 nm per pixel, darker and flatter."""
+    shape = tuple(round(0.8 * side) for side in image.shape)
+    darker = 0.7 * np.clip(resize(normalize(image), shape), 0, 1) ** 1.4
+    interior = resize_label(to_interior(label, name), shape)
+    return name, np.round(255 * darker).astype(np.uint8), interior * np.uint8(255)
 
 
-def resize_label(label, shape: tuple[int, int]):
-    """Returns a label at another size whose cells stay apart."""
-    import numpy as np
-    from skimage.measure import label as connected_components
-
+def resize_label(label: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Returns a label, bool (height, width), at another size; its cells stay apart."""
+    if label.shape == shape:
+        return label
     rows, cols = (
         np.minimum(((np.arange(new) + 0.5) * old / new).astype(int), old - 1)
         for new, old in zip(shape, label.shape, strict=True)
@@ -195,37 +162,20 @@ def resize_label(label, shape: tuple[int, int]):
     return resized
 
 
-def draw_shifts(scores: dict[str, list[float]]) -> str:
-    """Returns the table of altered slices in Markdown."""
-    lines = ["| slices altered by | V_rand | V_info |", "|---|---|---|"]
-    lines += [
-        f"| {name} | {v_rand:.4f} | {v_info:.4f} |" for name, (v_rand, v_info) in scores.items()
-    ]
-    return "\n".join(lines)
-
-
-def draw_own_data(rows: list[dict]) -> str:
-    """Returns the table of trainings on few slices in Markdown."""
-    lines = [
-        "| labelled slices | training | V_rand | V_info | membrane F1 |",
-        "|---|---|---|---|---|",
-    ]
-    for row in rows:
-        cells = " | ".join(f"{row[key]:.4f}" for key in SCORES)
+def draw_tables() -> dict[str, str]:
+    """Returns the tables of what has been measured, by their names."""
+    tables, own = {}, []
+    for row in read_rows(OWN):
         how = (
             f"{row['start']}, {row['minutes']:g} min" if row["slices"] else "the first run as it is"
         )
-        lines.append(f"| {row['slices']} | {how} | {cells} |")
-    return "\n".join(lines)
-
-
-def draw_tables() -> dict[str, str]:
-    """Returns the tables by their names."""
-    tables = {}
-    if OWN.exists():
-        tables["own data"] = draw_own_data(read_rows(OWN))
+        own.append((row["slices"], how, *(f"{row[key]:.4f}" for key in SCORES)))
+    names = "V_rand", "V_info", "membrane F1"
+    tables["own data"] = draw_table(("labelled slices", "training", *names), own)
     if SHIFTS.exists():
-        tables["shifts"] = draw_shifts(json.loads(SHIFTS.read_text(encoding="utf-8")))
+        shifts = json.loads(SHIFTS.read_text(encoding="utf-8"))
+        lines = [(name, *(f"{score:.4f}" for score in scores)) for name, scores in shifts.items()]
+        tables["shifts"] = draw_table(("slices altered by", *names[:2]), lines)
     return tables
 
 

@@ -1,4 +1,4 @@
-"""What all commands do alike: one-line refusals, types of flags, a quiet start."""
+"""What all commands share: refusals in one line, types of flags, a quiet start."""
 
 import argparse
 import contextlib
@@ -28,26 +28,29 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}; see python {self.prog} --help\n")
 
 
-def fraction(text: str) -> float:
-    """Returns a flag's number between 0 and 1, both excluded."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text!r}")
-    return value
+def _number(kind: type, lowest: float, highest: float, expected: str) -> Callable:
+    """Returns a flag's type: numbers of a kind between two others, both excluded."""
+
+    def parse(text: str) -> int | float:
+        with contextlib.suppress(ValueError):
+            if lowest < (value := kind(text)) < highest:
+                return value
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+
+    return parse
 
 
-def seed(text: str) -> int:
-    """Returns a flag's whole number, of those that every random generator takes."""
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"expected a whole number below 2**32, got {text!r}")
-    return int(text)
+fraction = _number(float, 0, 1, "a number between 0 and 1")
+seed = _number(int, -1, 2**32, "a whole number below 2**32")  # as every random generator takes
+
+
+def positive(kind: type) -> Callable[[str], int | float]:
+    """Returns a flag's type: finite numbers of a kind, above zero."""
+    return _number(kind, 0, math.inf, "a number above 0")
 
 
 def text(value: str) -> str:
-    """Returns a flag's text, `~` resolved; an empty one, as of an unset variable, is refused."""
+    """Returns a flag's text, `~` expanded; an empty one, as of an unset variable, is refused."""
     if not value.strip():
         raise argparse.ArgumentTypeError("expected a name, got nothing")
     return os.path.expanduser(value)
@@ -56,21 +59,6 @@ def text(value: str) -> str:
 def path(value: str) -> Path:
     """Returns a flag's path, as `text`."""
     return Path(text(value))
-
-
-def positive(kind: type) -> Callable[[str], int | float]:
-    """Returns a parser of finite numbers above zero, as the type of a flag."""
-
-    def parse(text: str) -> int | float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = 0
-        if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
-        return value
-
-    return parse
 
 
 def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace, prog: str) -> int:
@@ -109,22 +97,18 @@ def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace, pro
 @contextlib.contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
     """Lets SIGTERM, as a cluster's queue sends it, end the work as Ctrl-C does."""
-    try:
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    except ValueError:  # not the main thread
+    with contextlib.ExitStack() as afterwards:
+        with contextlib.suppress(ValueError):  # not the main thread
+            before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+            afterwards.callback(signal.signal, signal.SIGTERM, before)
         yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _open_closed_streams() -> None:
     """Opens standard streams that are closed, else the next files would take their numbers."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+            setattr(sys, name, open(os.devnull, mode))
 
 
 def _discard_output() -> None:
@@ -139,7 +123,7 @@ def _discard_output() -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the chatter of libraries from the terminal; their failure still shows all they said.
+    """Keeps the chatter of libraries from the terminal; if they fail, all of it is shown.
 
     Some of it comes from C++ before any log level counts, so the descriptors are diverted.
     """
@@ -147,16 +131,16 @@ def quiet() -> Iterator[None]:
     for stream in streams.values():
         stream.flush()
     kept = {number: os.dup(number) for number in streams}
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as chatter:
         for number in kept:
-            os.dup2(said.fileno(), number)
+            os.dup2(chatter.fileno(), number)
         try:
             yield
         except (UserError, OSError, KeyboardInterrupt):
             raise
         except BaseException:
-            said.seek(0)
-            os.write(kept[2], said.read())
+            chatter.seek(0)
+            os.write(kept[2], chatter.read())
             raise
         finally:
             for number, descriptor in kept.items():
@@ -192,11 +176,7 @@ def start_tensorflow() -> None:
 def share_cores(most: int | None = None) -> int:
     """Lets several computations run at once, each on one core, which is quicker than one on all.
 
-    Args:
-        most: how many cores to take; None for all that this process may use.
-
-    Returns:
-        How many: the cores; two where a GPU computes.
+    Returns how many: `most`, else the cores that this process may use; two where a GPU computes.
     """
     import tensorflow
 

@@ -1,6 +1,7 @@
-"""A run: the folder that one training leaves behind, and which one predicts."""
+"""Runs, the folders that trainings leave behind; and the folders for masks."""
 
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -16,9 +17,7 @@ from membrane.io.writers import write_json
 ROOT = Path(__file__).parent.parent
 OUTPUTS = ROOT / "outputs"
 PRETRAINED, LARGE = "pretrained", "large"  # these ship with the repository
-METADATA_DIR = (
-    "about"  # in a folder of masks: the record of the prediction, its pictures, its state
-)
+METADATA_DIR = "about"  # in a folder of masks: the prediction's record, pictures and state
 SYNTHETIC_NOTE = "trained on synthetic slices, to try this program; it knows nothing of tissue"
 SYNTHETIC_SLICES = "synthetic-slices"  # the data set of --data synthetic
 FORMAT = 1  # of run.json; a newer one is refused
@@ -58,21 +57,18 @@ def read_run(folder: Path) -> dict:
     path = folder / "run.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        newer = record["format"] > FORMAT
-        record["finished"], record["synthetic"], record["flags"]
-        if not newer:
-            _check_numbers(record)
+        if record["format"] > FORMAT:
+            raise UserError(f"{path}: written by a newer version of this program; update it")
+        _check_record(record)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); is {folder} a run?") from None
     except (ValueError, TypeError, KeyError, AttributeError):
         raise UserError(f"{path}: damaged; remove that run, or choose another one") from None
-    if newer:
-        raise UserError(f"{path}: written by a newer version of this program; update it")
     return record
 
 
 def find_run(name: str | None) -> Path:
-    """Returns the run, or bare .keras file, that shall predict.
+    """Returns the run, or bare .keras file, to predict with.
 
     Args:
         name: a path, or a bare name for `outputs/NAME`; None for the newest finished run on real
@@ -153,30 +149,30 @@ def claim_output(wanted: str | None, source: Path, about: dict) -> Path:
 
 
 def output_name(source: Path) -> str:
-    """Returns what the masks of a folder, file or Zarr are called."""
+    """Returns the name for the masks of a folder, file or Zarr."""
     source = source.resolve()
     return source.name.removesuffix(".zarr") if source.is_dir() else source.stem
 
 
 def fingerprint(files: list[Path]) -> str:
-    """Returns what changes when one of the files does."""
+    """Returns a string that changes when the name, size or time of one of the files does."""
     states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.sha256(repr(states).encode()).hexdigest()
 
 
 def display_path(path: Path) -> str:
-    """Returns a path as a person would type it here."""
+    """Returns a path as one would type it in the working directory."""
     relative = os.path.relpath(path) if path.anchor in ("", Path.cwd().anchor) else str(path)
     return path.as_posix() if relative.startswith("..") else Path(relative).as_posix()
 
 
 def now() -> str:
-    """Returns the time, in UTC, as run.json has it."""
+    """Returns the time in UTC, for run.json."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def describe_versions() -> dict[str, str | None]:
-    """Returns the versions of what a training depends on, as run.json has them."""
+    """Returns the versions of what a training depends on, for run.json."""
     return {
         "python": platform.python_version(),
         "tensorflow": version("tensorflow"),
@@ -185,32 +181,27 @@ def describe_versions() -> dict[str, str | None]:
     }
 
 
-def _check_numbers(record: dict) -> None:
-    """Raises if what a prediction takes from a record is not what it must be."""
-    record["flags"].get("data")
-    for key in ("threshold", "threshold_without_tta"):
-        if not 0 < record.get(key, 0.5) < 1:
-            raise ValueError(key)
-    low, high = PLAUSIBLE
-    if not low <= (record.get("pixel_size") or low) <= high:
-        raise ValueError("pixel_size")
+def _check_record(record: dict) -> None:
+    """Raises if what other commands take from a record is not what it must be."""
+    record["finished"], record["synthetic"], record["flags"].get("data")
     scaling = {"mean": 0.5, "deviation": 0.5} | record.get("scaling", {})
-    if len(scaling) > 2 or not 0 < scaling["deviation"] < 1 or not 0 < scaling["mean"] < 1:
-        raise ValueError("scaling")
+    thresholds = [record.get(key, 0.5) for key in ("threshold", "threshold_without_tta")]
+    shares = all(0 < number < 1 for number in [*thresholds, *scaling.values()])
+    low, high = PLAUSIBLE
+    if not shares or len(scaling) > 2 or not low <= (record.get("pixel_size") or low) <= high:
+        raise ValueError
 
 
 def _new_folder(path: Path) -> Path:
-    number = 1
-    while True:
+    for number in itertools.count(1):
         folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
         try:
             folder.mkdir(parents=True)
-        except FileExistsError:  # by an earlier or another training
-            number += 1
+            return folder
+        except FileExistsError:  # of an earlier or another command
+            continue
         except OSError as error:
             raise UserError(f"{folder}: {error.strerror}; name a folder with --output") from None
-        else:
-            return folder
 
 
 def _names() -> str:

@@ -1,3 +1,4 @@
+import csv
 import os
 from pathlib import Path
 
@@ -5,9 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import predict
 from membrane import cli, runs, synthetic
 
 cli.start_tensorflow()
+
+PRETRAINED = runs.OUTPUTS / runs.PRETRAINED
+SMALL = ["--filters", "4", "8", "--batch-size", "2"]  # of a network that trains in seconds
 
 
 @pytest.fixture
@@ -24,8 +29,41 @@ def golden():
     return Path(os.environ["GOLDEN_DIR"])
 
 
+def run(script, *flags):
+    """Runs a command in this process and returns its exit status."""
+    try:
+        return script.main([*map(str, flags)])
+    except SystemExit as end:  # by argparse
+        return end.code
+
+
+def run_predict(*flags):
+    """Runs predict.py in this process, without averaging flips, and returns its exit status."""
+    return run(predict, "--no-tta", *flags)
+
+
+def check_refusal(capsys, *words):
+    """One line on stderr, with these words in it."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "error: " in lines[0] and "Traceback" not in lines[0], lines
+    assert all(word in lines[0] for word in words), lines
+
+
+def read_history(folder):
+    """Returns the rows of a run's history.csv."""
+    with open(folder / "history.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_weights(folder):
+    """Returns the weights of a run's network."""
+    import keras
+
+    return keras.saving.load_model(folder / "model.keras", compile=False).get_weights()
+
+
 def write_data_set(root, count=4, size=(96, 112), test=2):
-    """Writes a small drawn data set, without the marker that says it is drawn."""
+    """Writes a small synthetic data set, without the marker that says so."""
     for part, number in (("train", count), ("test", test)):
         (root / part / "imgs").mkdir(parents=True)
         (root / part / "labels").mkdir()
@@ -66,15 +104,44 @@ def trained(data_set, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "OUTPUTS", outputs)
         patch.setattr(train, "TILES_PER_EPOCH", 8)
-        flags = ["--filters", "4", "8", "--batch-size", "2", "--epochs", "2"]
-        output = ["--output", str(outputs / "small")]
-        assert train.main(["--data", str(data_set), *flags, *output]) == 0
+        flags = ["--epochs", "2", "--output", outputs / "small"]
+        assert run(train, "--data", data_set, *SMALL, *flags) == 0
     return outputs
 
 
 @pytest.fixture
 def outputs(trained, monkeypatch, tmp_path):
-    """The trained outputs as the doors' own; a test's new folders go elsewhere by --output."""
+    """The trained outputs as the commands' own; new folders of a test go elsewhere by --output."""
 
     monkeypatch.setattr(runs, "OUTPUTS", trained)
     return trained
+
+
+@pytest.fixture
+def small_epochs(monkeypatch, tmp_path):
+    """Epochs of 8 tiles, and outputs without a run."""
+    import train
+
+    monkeypatch.setattr(train, "TILES_PER_EPOCH", 8)
+    monkeypatch.setattr(runs, "OUTPUTS", tmp_path / "outputs")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of three files, of different kinds and sizes."""
+    folder = tmp_path / "my slices"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, size in (("a.png", (40, 50)), ("b 2.tif", (33, 20)), ("c.jpg", (64, 64))):
+        image = rng.integers(0, 256, size, np.uint8)
+        Image.fromarray(image).save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def one_slice(tmp_path):
+    """A folder of one good slice."""
+    (tmp_path / "slices").mkdir()
+    image, _ = synthetic.make_slice(120, 136, 1)
+    Image.fromarray(image).save(tmp_path / "slices/good.png")
+    return tmp_path / "slices"

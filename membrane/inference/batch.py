@@ -70,31 +70,18 @@ class Page:
 
 @dataclass(frozen=True)
 class PredictionConfig:
-    """What is read, and what is wanted beside the masks.
+    """What is read, and what is wanted beside the masks."""
 
-    Args:
-        pixel_size: nm, that the network is trained at; None if that is not known.
-        override_pixel_size: nm, of all the slices; None for what their files say.
-        max_pixels: of a slice, and of what the network sees of it.
-        invert: whether membranes are bright.
-        probability: whether P(interior) is wanted, too, as 8-bit images.
-        submission: whether it is wanted as it is.
-        labels: whether the cells are wanted, numbered.
-        thumbnail_pages: the numbers of the pages, among all, that a thumbnail is wanted of.
-        viewer_pages: the numbers of those that the viewer shows.
-        polarity_sample: the numbers of those that tell whether membranes are bright.
-    """
-
-    pixel_size: float | None
-    override_pixel_size: float | None
-    max_pixels: int
-    invert: bool
-    probability: bool
-    submission: bool
-    labels: bool
-    thumbnail_pages: frozenset[int]
-    viewer_pages: frozenset[int]
-    polarity_sample: frozenset[int]
+    pixel_size: float | None  # nm, that the network is trained at; None if that is not known
+    override_pixel_size: float | None  # nm, of all the slices; None for what their files say
+    max_pixels: int  # of a slice, and of what the network sees of it
+    invert: bool  # whether membranes are bright
+    probability: bool  # whether P(interior) is wanted, too, as 8-bit images
+    submission: bool  # whether it is wanted as it is
+    labels: bool  # whether the cells are wanted, numbered
+    thumbnail_pages: frozenset[int]  # numbers, among all pages, that a thumbnail is wanted of
+    viewer_pages: frozenset[int]  # that the viewer shows
+    polarity_sample: frozenset[int]  # that tell whether membranes are bright
 
 
 def find_sources(path: Path, max_pixels: int) -> tuple[list[Source], list[str]]:

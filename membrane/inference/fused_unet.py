@@ -5,6 +5,7 @@ convolution of the skip and a transposed one of the small features. The result d
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import keras
@@ -161,7 +162,7 @@ def plan_depth(network: keras.Model) -> int | None:
     chain = ["image", *chain, "probability"]
     if not depth or sorted(known) != sorted(chain):
         return None
-    for before, name in zip(chain, chain[1:], strict=False):
+    for before, name in pairwise(chain):
         (kind, plan), config = PLAN[name.split("_")[-1].rstrip("12")], known[name].get_config()
         skip = name.replace("decoder", "encoder").replace("_skip", "_conv2")
         feeding = [skip, before] if name.endswith("_skip") else [before]

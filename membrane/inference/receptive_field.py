@@ -36,8 +36,8 @@ def stride_and_radius(network: keras.Model) -> tuple[int, int | None]:
     if depth is None:
         return measure(network)
     # Each stage's two convolutions, pooling and two convolutions again, at 1, 2, 4, … px.
-    dilation = network.get_layer("bridge_conv1").dilation_rate[0]
-    return 2**depth, 5 * (2**depth - 1) + (dilation + dilation**2) * 2**depth
+    dilations = [max(network.get_layer(f"bridge_conv{n}").dilation_rate) for n in (1, 2)]
+    return 2**depth, 5 * (2**depth - 1) + sum(dilations) * 2**depth
 
 
 def stride_and_halo(network: keras.Model) -> tuple[int, int | None]:

@@ -26,26 +26,17 @@ COLUMNS = ("epoch", "loss", "membrane_iou", "learning_rate", "seconds")
 VALIDATION_COLUMNS = ("val_loss", "val_membrane_iou", "val_v_rand", "val_v_info")
 
 
-class MembraneIoU(keras.metrics.Metric):
-    """IoU of the membrane pixels, P(interior) up to 0.5.
+def membrane_iou(y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+    """Returns the IoU of the membrane pixels of each tile, P(interior) up to 0.5; a metric.
 
     Keras' BinaryIoU scatters into a confusion matrix, which took 6 % of a training.
     """
-
-    def __init__(self, name: str = "membrane_iou"):
-        super().__init__(name=name)
-        self.both = self.add_variable((), "zeros", name="both")
-        self.either = self.add_variable((), "zeros", name="either")
-
-    def update_state(self, y_true, y_pred, sample_weight=None):
-        """Counts the membrane pixels of label and prediction: in both, and in either."""
-        label, found = y_true < 0.5, y_pred <= 0.5
-        self.both.assign_add(tf.math.count_nonzero(label & found, dtype=tf.float32))
-        self.either.assign_add(tf.math.count_nonzero(label | found, dtype=tf.float32))
-
-    def result(self):
-        """Returns the IoU since the last reset, 0 where there is no membrane."""
-        return tf.math.divide_no_nan(self.both, self.either)
+    label, found = y_true < 0.5, y_pred <= 0.5
+    both, either = (
+        tf.math.count_nonzero(pixels, axis=(1, 2, 3), dtype=tf.float32)
+        for pixels in (label & found, label | found)
+    )
+    return tf.math.divide_no_nan(both, either)
 
 
 class Validation(keras.callbacks.Callback):

@@ -48,43 +48,24 @@ class Block:
 
 @dataclass(frozen=True)
 class Job:
-    """What any process must know to predict any block of a volume.
+    """What any process must know to predict any block of a volume."""
 
-    Args:
-        source: path of the volume.
-        state: that changes when the volume does.
-        model: path of the network.
-        folder: of the masks.
-        name: what they are called.
-        max_pixels: of a slice.
-        make_mask: from P(interior), threshold, plain and region to a mask: `predict.make_mask`.
-        threshold: on P(interior).
-        plain: whether it is put to single pixels, not to whole borders.
-        tta: whether to average 8 flips and rotations.
-        scaling: `make_normalizer`'s mean and deviation, as pairs.
-        scale: from the volume's pixels to those that the network is trained at.
-        invert: whether membranes are bright.
-        probability: whether P(interior) is wanted, too.
-        block: shape of the blocks, as `choose_block` gives.
-        levels: of the pyramid, as `store.plan_levels` gives.
-    """
-
-    source: Path
-    state: str
-    model: Path
-    folder: Path
-    name: str
-    max_pixels: int
-    make_mask: Callable
-    threshold: float
-    plain: bool
-    tta: bool
-    scaling: tuple[tuple[str, float], ...]
-    scale: float
-    invert: bool
-    probability: bool
-    block: tuple[int, int, int]
-    levels: Sequence[tuple]
+    source: Path  # of the volume
+    state: str  # that changes when the volume does
+    model: Path  # of the network
+    folder: Path  # of the masks
+    name: str  # what they are called
+    max_pixels: int  # of a slice
+    make_mask: Callable  # `predict.make_mask`
+    threshold: float  # on P(interior)
+    plain: bool  # whether it is put to single pixels, not to whole borders
+    tta: bool  # whether to average 8 flips and rotations
+    scaling: tuple[tuple[str, float], ...]  # `make_normalizer`'s mean and deviation
+    scale: float  # from the volume's pixels to those that the network is trained at
+    invert: bool  # whether membranes are bright
+    probability: bool  # whether P(interior) is wanted, too
+    block: tuple[int, int, int]  # shape of the blocks, (z, y, x), of `choose_block`
+    levels: Sequence[tuple]  # of the pyramid, of `store.plan_levels`
 
     @property
     def masks(self) -> Path:

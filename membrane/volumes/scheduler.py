@@ -28,21 +28,13 @@ WAIT_SECONDS = 5  # between two looks at who is there
 
 @dataclass(frozen=True)
 class Pool:
-    """Workers that take blocks.
+    """Workers that take blocks."""
 
-    Args:
-        predict: what predicts a block there.
-        submit: starts a function on a block.
-        max_in_flight: returns how many blocks keep the workers busy at this moment.
-        killed: exceptions that tell that workers have died on a block.
-        lost: exceptions that tell that nobody is left to give blocks to.
-    """
-
-    predict: Callable[[Block], dict]
-    submit: Callable[[Callable, Block], Future]
-    max_in_flight: Callable[[], int]
-    killed: tuple[type[Exception], ...] = ()
-    lost: tuple[type[Exception], ...] = ()
+    predict: Callable[[Block], dict]  # what predicts a block there
+    submit: Callable[[Callable, Block], Future]  # starts a function on a block
+    max_in_flight: Callable[[], int]  # how many blocks keep the workers busy at this moment
+    killed: tuple[type[Exception], ...] = ()  # by which shows that workers died on a block
+    lost: tuple[type[Exception], ...] = ()  # by which shows that nobody is left
 
 
 @contextlib.contextmanager

@@ -26,25 +26,15 @@ METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume that can be read part by part.
+    """A volume that can be read part by part."""
 
-    Args:
-        shape: (z, y, x).
-        voxel: sides of a voxel in nm, in this order; None where they are not known.
-        itemsize: bytes per voxel.
-        chunk_depth: how many slices must be read at once.
-        whole: whether a part of a slice takes as long to read as all of it.
-        files: that change when the volume is another one.
-        read: from a range of z, and of rows and columns, to the grey values there, (z, y, x).
-    """
-
-    shape: tuple[int, int, int]
-    voxel: tuple[float | None, ...]
-    itemsize: int
-    chunk_depth: int
-    whole: bool
-    files: tuple[Path, ...]
-    read: Callable[[slice, Region], np.ndarray]
+    shape: tuple[int, int, int]  # (z, y, x)
+    voxel: tuple[float | None, ...]  # its sides in nm, in this order; None where not known
+    itemsize: int  # bytes per voxel
+    chunk_depth: int  # how many slices must be read at once
+    whole: bool  # whether a part of a slice takes as long to read as all of it
+    files: tuple[Path, ...]  # that change when the volume is another one
+    read: Callable[[slice, Region], np.ndarray]  # a range of z and a region to (z, y, x)
 
 
 def open_volume(path: Path, max_pixels: int) -> Volume:

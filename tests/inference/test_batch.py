@@ -3,6 +3,7 @@ import time
 
 import numpy as np
 import pytest
+from conftest import run_predict
 from PIL import Image
 
 import predict
@@ -113,3 +114,17 @@ def test_leaving_early_leaves_no_work_behind(sources, tmp_path):
     next(pages)
     pages.close()
     assert threading.active_count() == before and predictor.stopped
+
+
+def test_a_slice_over_the_limit_is_refused_and_the_rest_done(outputs, folder, tmp_path, capsys):
+    assert run_predict(folder, "--output", tmp_path / "masks", "--max-pixels", "2000") == 1
+    assert "c.jpg: 64x64 px, over 2,000" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "masks").glob("*.png")} == {"a.png", "b 2.png"}
+
+
+@pytest.mark.parametrize("twin", ["a.tif", "A.jpg"])
+def test_two_slices_of_one_name_are_refused_before_work(outputs, folder, tmp_path, capsys, twin):
+    Image.new("L", (9, 9)).save(folder / twin)
+    assert run_predict(folder, "--output", tmp_path / "masks") == 2
+    assert "would both be written" in capsys.readouterr().err
+    assert not (tmp_path / "masks").exists()

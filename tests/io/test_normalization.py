@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from membrane import synthetic
-from membrane.errors import UserError
-from membrane.io import labels, normalization, readers
+from membrane.io import normalization, readers
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (20, 30), np.uint8)
@@ -37,19 +36,6 @@ def test_a_constant_slice_becomes_the_mean():
     for value in (0, 255):
         constant = normalization.normalize(np.full((5, 5), value, np.uint8))
         assert np.allclose(constant, normalization.MEAN)
-
-
-@pytest.mark.parametrize("high", [1, 255, 65535, True])
-def test_binary_labels_of_any_kind_are_read(high):
-    label = np.array([[0, high], [high, 0]], dtype=type(high) if high is True else np.uint16)
-    assert np.array_equal(labels.to_interior(label, "x"), [[False, True], [True, False]])
-
-
-def test_a_label_with_greys_is_refused():
-    with pytest.raises(UserError, match="not a binary label"):
-        labels.to_interior(np.array([[1, 255]], np.uint8), "without membrane, but two values")
-    with pytest.raises(UserError, match=r"label 7: not a binary label.*0, 17, 255"):
-        labels.to_interior(np.array([[0, 17, 255]], np.uint8), "label 7")
 
 
 def test_resizing_keeps_grey_values_and_averages_when_it_shrinks():

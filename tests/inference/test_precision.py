@@ -1,0 +1,25 @@
+import keras
+import numpy as np
+
+import unet
+from membrane.inference import precision
+
+
+def test_the_last_layer_stays_float32_whatever_its_name():
+    image = keras.Input((None, None, 1))
+    x = keras.layers.Conv2D(2, 3, padding="same")(image)
+    foreign = keras.Model(image, keras.layers.Conv2D(1, 1, padding="same", activation="sigmoid")(x))
+    half = precision.with_dtype(foreign, "mixed_bfloat16")
+    assert half.layers[1].compute_dtype == "bfloat16"
+    assert half(np.zeros((1, 8, 8, 1), np.float32)).dtype == "float32"
+
+
+def test_another_precision_keeps_weights_and_nearly_the_output():
+    model = unet.build_unet()
+    low = precision.with_dtype(model, "mixed_bfloat16")
+    assert low.get_layer("bridge_conv1").compute_dtype == "bfloat16"
+    image = np.random.default_rng(0).random((1, 64, 64, 1), np.float32)
+    assert low(image).dtype == np.float32
+    assert np.abs(low(image).numpy() - model(image).numpy()).max() < 0.05
+    back = precision.with_dtype(low, "float32")
+    assert np.array_equal(back(image), model(image))

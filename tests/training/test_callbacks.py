@@ -1,0 +1,105 @@
+"""Checkpoint, history, and trainings that are interrupted and go on."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import SMALL, fail_at, read_history, read_weights, run
+
+import data
+import train
+import unet
+from membrane.errors import UserError
+from membrane.training import callbacks
+
+pytestmark = pytest.mark.usefixtures("small_epochs")
+
+
+RESUMED = [*SMALL, "--epochs", "4", "--seed", "5"]
+
+
+@pytest.fixture(scope="module")
+def whole(data_set, tmp_path_factory):
+    """A training of four epochs that nothing disturbed."""
+    output = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "TILES_PER_EPOCH", 8)
+        assert run(train, "--data", data_set, *RESUMED, "--output", output) == 0
+    return output
+
+
+@pytest.mark.parametrize("moment", [
+    "validate",
+    pytest.param("save_checkpoint", marks=pytest.mark.slow),
+    pytest.param("write_history", marks=pytest.mark.slow),
+])  # fmt: skip
+def test_a_resumed_training_ends_like_an_undisturbed_one(
+    data_set, whole, tmp_path, monkeypatch, moment
+):
+    untouched = fail_at(monkeypatch, callbacks, moment, 3, MemoryError)
+    with pytest.raises(MemoryError):
+        run(train, "--data", data_set, *RESUMED, "--output", tmp_path / "cut")
+    monkeypatch.setattr(callbacks, moment, untouched)
+    known = read_history(tmp_path / "cut")
+    assert len(known) == 2
+    assert run(train, "--resume", tmp_path / "cut") == 0
+    assert read_history(tmp_path / "cut")[:2] == known
+    for resumed, expected in zip(read_weights(tmp_path / "cut"), read_weights(whole), strict=True):
+        assert np.array_equal(resumed, expected)
+    assert [{**row, "seconds": 0} for row in read_history(tmp_path / "cut")] == [
+        {**row, "seconds": 0} for row in read_history(whole)
+    ]
+
+
+def test_ctrl_c_keeps_what_there_is(data_set, tmp_path, monkeypatch, capsys):
+    fail_at(monkeypatch, callbacks, "validate", 2, KeyboardInterrupt)
+    output = tmp_path / "run"
+    flags = ["--data", data_set, *SMALL, "--epochs", "3", "--output", output]
+    assert run(train, *flags) == 130
+    assert "Interrupted after epoch 1 of 3. Go on with: python train.py --resume" in (
+        capsys.readouterr().out
+    )
+    record = json.loads((output / "run.json").read_text())
+    assert not record["finished"] and record["threshold"] > 0
+    assert (output / "model.keras").exists() and len(read_history(output)) == 1
+    assert run(train, "--resume", output) == 0
+    assert json.loads((output / "run.json").read_text())["finished"]
+    assert not (output / callbacks.CHECKPOINT).exists()
+
+
+def test_a_loss_that_is_no_number_stops_with_a_reason(data_set, tmp_path, monkeypatch, capsys):
+    sound = data.tiles
+
+    def poison(*args):
+        return sound(*args).map(lambda images, labels: (images * np.nan, labels))
+
+    monkeypatch.setattr(data, "tiles", poison)
+    flags = ["--data", data_set, *SMALL, "--epochs", "3", "--output", tmp_path / "run"]
+    assert run(train, *flags) == 2
+    message = capsys.readouterr().err
+    assert "no longer a number in epoch 1" in message and "--learning-rate" in message
+    assert not (tmp_path / "run" / callbacks.CHECKPOINT).exists()
+
+
+def test_resuming_without_its_checkpoint_is_refused(data_set, tmp_path, capsys):
+    output = tmp_path / "run"
+    flags = ["--data", data_set, *SMALL, "--epochs", "1", "--output", output]
+    assert run(train, *flags) == 0
+    record = json.loads((output / "run.json").read_text())
+    (output / "run.json").write_text(json.dumps(record | {"finished": False}))
+    before = (output / "history.csv").read_bytes()
+    assert run(train, "--resume", output) == 2
+    assert "checkpoint.npz is gone" in capsys.readouterr().err
+    assert (output / "history.csv").read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    model = unet.build_unet((2, 2))
+    model.compile("adam", "mse")
+    path = tmp_path / callbacks.CHECKPOINT
+    history = [dict.fromkeys(callbacks.COLUMNS, 1)]
+    callbacks.save_checkpoint(path, model, history)
+    assert callbacks.restore_checkpoint(tmp_path, model) == history
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"checkpoint\.npz: damaged"):
+        callbacks.restore_checkpoint(tmp_path, model)
