@@ -12,7 +12,7 @@ import argparse
 import sys
 
 from membrane import cli
-from membrane.exports.formats import FORMATS, LITERT_SIDE, PACKAGE
+from membrane.exports.formats import FORMATS, LITERT_SIDE, PACKAGE, moved_when_whole, write_format
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -43,16 +43,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    """Finds the run, writes it beside its place, and moves it there when it is whole.
-
-    Returns:
-        The exit status.
-    """
+    """Finds a run and exports it, whole or not at all; returns the exit status."""
     cli.check_installed(FORMATS[args.format].needs, "requirements/export.txt")
     cli.start_tensorflow()
     from membrane import runs
     from membrane.errors import UserError
-    from membrane.exports.formats import moved_when_whole, write_format
     from membrane.inference.loading import load_network
 
     path, record, model_path = runs.open_run(args.run)

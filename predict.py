@@ -194,7 +194,7 @@ def predict_slices(args, predictor, workers: int, record: dict, metadata: dict, 
 
 
 def make_mask(probability, threshold: float, plain: bool = False, region=None):
-    """Turns P(interior) into a mask.
+    """Turns P(interior) into a mask. The thresholds of runs are calibrated for it as it stands.
 
     Args:
         probability: float32 (height, width) in [0, 1].

@@ -11,7 +11,6 @@ import argparse
 import shlex
 import sys
 from datetime import datetime
-from pathlib import Path
 
 from membrane import cli
 
@@ -97,15 +96,9 @@ def train(args: argparse.Namespace) -> int:
     from membrane.inference.receptive_field import stride_and_radius
     from membrane.io.pixel_size import check_pixel_size
     from membrane.io.writers import write_json
+    from membrane.training import callbacks
     from membrane.training.augmentation import TILE
     from membrane.training.calibration import calibrate_and_save
-    from membrane.training.callbacks import (
-        CHECKPOINT,
-        Checkpoint,
-        Validation,
-        membrane_iou,
-        restore_checkpoint,
-    )
     from membrane.training.muon import Muon
     from unet import build_unet
 
@@ -143,29 +136,19 @@ def train(args: argparse.Namespace) -> int:
         warmup_steps=steps,
     )
     model = fused_unet(network)  # the same function of the same weights, evaluated faster
-    model.compile(optimizer=Muon(schedule), loss="binary_crossentropy", metrics=[membrane_iou])
+    model.compile(
+        optimizer=Muon(schedule), loss="binary_crossentropy", metrics=[callbacks.membrane_iou]
+    )
 
     if record is None:
         if not held_out.names:
             args.threshold = args.threshold or initial_threshold
-        args.pixel_size = args.pixel_size or data_set.pixel_size
-        folder = runs.make_folder(args.output, runs.OUTPUTS / f"{datetime.now():%Y%m%d-%H%M%S}")
-        record = {
-            "format": runs.FORMAT,
-            "finished": False,
-            "started": runs.now(),
-            "synthetic": data_set.is_synthetic,
-            "flags": {**vars(args), "data": data_set.source, "resume": None},
-            "parameters": network.count_params(),
-            "pixel_size": args.pixel_size,
-            "train_slices": training.names,
-            "val_slices": held_out.names,
-            "data_checksum": pairs.checksum(),
-        }
+        folder, record = start_run(args, data_set, training.names, held_out.names)
+        record |= {"parameters": network.count_params(), "data_checksum": pairs.checksum()}
         write_json(folder / "run.json", record)
     elif record["data_checksum"] != pairs.checksum():
         raise UserError(f"{data_set.root}: not the slices that {folder} has been trained on")
-    history = restore_checkpoint(folder, model)
+    history = callbacks.restore_checkpoint(folder, model)
     print(f"Run: {runs.display_path(folder)}", flush=True)
 
     numbers = range(len(history) * TILES_PER_EPOCH, args.epochs * TILES_PER_EPOCH)
@@ -179,12 +162,12 @@ def train(args: argparse.Namespace) -> int:
                 shuffle=False,
                 verbose=1 if sys.stdout.isatty() else 2,
                 callbacks=[
-                    Validation(network, held_out.images, held_out.labels),
-                    Checkpoint(folder, history),
+                    callbacks.Validation(network, held_out.images, held_out.labels),
+                    callbacks.Checkpoint(folder, history),
                 ],
             )
     except KeyboardInterrupt:
-        history = restore_checkpoint(folder, model)
+        history = callbacks.restore_checkpoint(folder, model)
     resume = f"python train.py --resume {shlex.quote(runs.display_path(folder))}"
     if not history:
         print(f"Interrupted before the first epoch ended. Start it again: {resume}")
@@ -200,8 +183,26 @@ def train(args: argparse.Namespace) -> int:
     if not record["finished"]:
         print(f"Interrupted after epoch {len(history)} of {args.epochs}. Go on with: {resume}")
         return 130
-    Path(folder, CHECKPOINT).unlink(missing_ok=True)
+    (folder / callbacks.CHECKPOINT).unlink(missing_ok=True)
     return 0
+
+
+def start_run(args: argparse.Namespace, data_set, train_slices: list, val_slices: list) -> tuple:
+    """Returns a new run's folder, and the beginning of its record."""
+    from membrane import runs
+
+    args.pixel_size = args.pixel_size or data_set.pixel_size
+    folder = runs.make_folder(args.output, runs.OUTPUTS / f"{datetime.now():%Y%m%d-%H%M%S}")
+    return folder, {
+        "format": runs.FORMAT,
+        "finished": False,
+        "started": runs.now(),
+        "synthetic": data_set.is_synthetic,
+        "flags": {**vars(args), "data": data_set.source, "resume": None},
+        "pixel_size": args.pixel_size,
+        "train_slices": train_slices,
+        "val_slices": val_slices,
+    }
 
 
 def resolve_defaults(args: argparse.Namespace, synthetic: bool) -> None:

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from quality import load_slices
 from result_tables import ROOT
 
 sys.path.insert(0, str(ROOT))
@@ -45,6 +44,8 @@ def write_inputs(source: str, count: int, folder: Path) -> None:
             P(interior) of the first; weights.npz; where PyTorch is installed, network.onnx.
     """
     network = load_keras("float32")
+    from quality import load_slices
+
     from membrane.io.normalization import normalize
     from membrane.io.writers import write_pages
 
@@ -86,7 +87,7 @@ def network(load: Callable, precision: str, folder: Path) -> dict:
     for height, width in SHAPES:
         wide = np.concatenate(np.split(slices, max(1, width // SIDE)), axis=2)
         tiles = np.lib.stride_tricks.sliding_window_view(wide, (height, width), (1, 2))
-        tiles = tiles[:, ::height, ::width].reshape(-1, height, width)
+        tiles = tiles[:, ::height, ::width].reshape(-1, height, width).copy()
         rounds[height, width] = tiles.size / 1e6, partial(predict, list(tiles))
     return rounds
 
@@ -106,30 +107,15 @@ def load_keras_predict(precision: str, folder: Path) -> Callable:
     return lambda tiles: network.predict(np.stack(tiles)[..., None], verbose=0)
 
 
-def copied_unet(precision: str, folder: Path) -> dict:
-    """Prepares the U-Net of 31 million parameters that most repositories copy, untrained."""
+def large_unet(precision: str, folder: Path) -> dict:
+    """Prepares a U-Net of the 64 to 1024 filters that most repositories copy, untrained."""
     cli.start_tensorflow()
-    import keras
-    from keras import layers
+    from membrane.inference.precision import with_dtype
+    from unet import build_unet
 
-    def convolve(x, filters, size=3):
-        return layers.Conv2D(filters, size, padding="same", activation="relu")(x)
-
-    keras.mixed_precision.set_global_policy(DTYPES[precision])
-    x = image = keras.Input((None, None, 1))
-    skips = []
-    for filters in (64, 128, 256, 512):
-        skips.append(convolve(convolve(x, filters), filters))
-        x = layers.MaxPooling2D()(skips[-1])
-    x = convolve(convolve(x, 1024), 1024)
-    for filters in (512, 256, 128, 64):
-        up = convolve(layers.UpSampling2D()(x), filters, size=2)
-        x = layers.Concatenate()([skips.pop(), up])
-        x = convolve(convolve(x, filters), filters)
-    x = layers.Conv2D(1, 1, activation="sigmoid", dtype="float32")(x)
+    network = with_dtype(build_unet((64, 128, 256, 512, 1024)), DTYPES[precision])
     one_slice = np.load(folder / "slices.npy")[:1, ..., None]
-    predict = partial(keras.Model(image, x).predict, one_slice, verbose=0)
-    return {SHAPES[0]: (one_slice.size / 1e6, predict)}
+    return {SHAPES[0]: (one_slice.size / 1e6, partial(network.predict, one_slice, verbose=0))}
 
 
 def load_pytorch(precision: str, folder: Path, layout="contiguous_format", compiled=False):

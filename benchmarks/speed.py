@@ -7,16 +7,14 @@ python benchmarks/speed.py --quick    what the ratios need, in under five minute
 Every engine has the weights of outputs/pretrained, the same slices, and a process of its own. They
 take turns, round by round, and the median of the rounds counts: a noisy machine is unfair to none.
 All must give the same P(interior). An engine that dies or is not installed has a row that says so;
-the others are measured.
+the others are measured. Needs Linux, which tells the kind of CPU and the memory.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
-import platform
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -63,7 +61,7 @@ NETWORKS = [
     ("ONNX Runtime", ["float32"], engines.load_onnx_runtime),
     ("OpenVINO", ["bfloat16"], engines.load_openvino),
 ]
-COPIED = "Keras, U-Net of 31 M parameters"  # as most tutorials have it
+LARGE = "Keras, U-Net of 31 M parameters"  # that most repositories copy
 TILES = "ours, tiles alone, per core"
 PLAIN, BORDERS = ["--no-tta", "--plain", "--threshold", "0.9"], ["--no-tta", "--threshold", "0.5"]
 JOBS = [
@@ -72,7 +70,7 @@ JOBS = [
         for engine, precisions, load in NETWORKS
         for precision in precisions
     ),
-    *(Job("network", COPIED, precision, engines.copied_unet) for precision in BOTH),
+    *(Job("network", LARGE, precision, engines.large_unet) for precision in BOTH),
     Job("pipeline", "ours, --plain", "", partial(engines.pipeline, flags=PLAIN)),
     Job("pipeline", "ours", "", partial(engines.pipeline, flags=BORDERS)),
     Job("pipeline", "naive Keras", "float32", engines.naive_pipeline),
@@ -159,8 +157,9 @@ def measure_engine(connection: Connection, job: Job, folder: Path) -> None:
         return connection.send({"failure": f"{error.name} not installed"})
     except UserError as error:
         return connection.send({"failure": str(error)})
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    connection.send({"rates": rates, "peak_mib": peak})
+    # `resource` would give the peak of the process that started this one, where that is higher
+    peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
+    connection.send({"rates": rates, "peak_mib": int(peak[1]) / 1024})
 
 
 def make_row(job: Job, results: Sequence[dict]) -> dict:
@@ -197,13 +196,12 @@ def time_starts(folder: Path) -> list[dict]:
 
 def describe_cpu() -> str:
     """Returns the processor's name, its cores, and what it has for bfloat16, as Linux says."""
-    path = Path("/proc/cpuinfo")
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     model = re.search(r"^model name\s*:\s*(.+)", text, re.MULTILINE)
     known = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16 without AMX"}
     native = [name for flag, name in known.items() if flag in text.split()]
     native.append("neither AMX nor AVX512-BF16")
-    return f"{model[1] if model else platform.machine()}, {os.cpu_count()} cores, {native[0]}"
+    return f"{model[1] if model else os.uname().machine}, {os.cpu_count()} cores, {native[0]}"
 
 
 def name_row(row: dict) -> str:
@@ -226,7 +224,7 @@ def draw(result: dict) -> str:
         else:
             cells = row.get("failure") or f"{row['seconds']:.1f} s", "", ""
         lines.append((row["kind"], row["engine"], row["precision"], *cells))
-    header = "what", "engine", "precision", "speed", "at", "peak memory"
+    header = "what", "engine", "precision", "speed or time", "at", "peak memory"
     return f"CPU: {result['cpu']}.\n\n{draw_table(header, lines)}"
 
 

@@ -1,4 +1,4 @@
-"""Draws README's pictures again: slices of synthetic.py, what predict.py makes of them, its page.
+"""Makes README's pictures again: synthetic slices, what predict.py makes of them, its page.
 
 pip install -r requirements/dev.txt      and Chromium with its driver, for the page
 python docs/pictures.py
@@ -12,12 +12,12 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from membrane import synthetic  # noqa: E402
-from PIL import Image  # noqa: E402
 from selenium import webdriver  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 
 import predict  # noqa: E402
+from membrane.io.writers import write_pages  # noqa: E402
+from membrane.synthetic import make_slice  # noqa: E402
 
 SEEDS = (1, 2, 3)
 SIDE = 512  # px
@@ -25,15 +25,13 @@ WINDOW = (1000, 640)  # px
 
 
 def main() -> int:
-    """Draws the slices, predicts them, keeps the contact sheet and a look at the page."""
+    """Draws the slices, predicts them, keeps the contact sheet and a picture of the page."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch, "slices")
-        folder.mkdir()
         for seed in SEEDS:
-            image = Image.fromarray(synthetic.make_slice(SIDE, SIDE, seed)[0])
-            image.save(folder / f"drawn_{seed}.png")
+            image, _ = make_slice(SIDE, SIDE, seed)
+            write_pages(Path(scratch, "slices", f"synthetic_{seed}.png"), [image])
         flags = ["--model", "pretrained", "--labels", "--output", f"{scratch}/masks"]
-        if status := predict.main([str(folder), *flags]):
+        if status := predict.main([f"{scratch}/slices", *flags]):
             return status
         shutil.copyfile(f"{scratch}/masks/about/contact_sheet.png", HERE / "example.png")
         photograph(Path(scratch, "masks", "index.html"), HERE / "page.png")

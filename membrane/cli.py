@@ -71,10 +71,9 @@ def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace, pro
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no fault
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    if sys.version_info < (3, 11):  # noqa: UP036 whoever has an older one learns it
-        print(f"{prog}: error: needs {PYTHON}, this is {sys.version.split()[0]}", file=sys.stderr)
-        return 2
     try:
+        if sys.version_info < (3, 11):  # noqa: UP036 whoever has an older one learns it
+            raise UserError(f"needs {PYTHON}, this is {sys.version.split()[0]}")
         with _terminated_like_interrupted():
             return work(args)
     except UserError as error:
@@ -87,7 +86,7 @@ def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace, pro
     except BrokenPipeError:  # whoever read what is printed has gone, such as head
         _discard_output()
         return 141
-    except OSError as error:  # of the machine, where no file is to blame
+    except OSError as error:  # the machine's fault, not that of a user's file
         message = f"{error.filename or 'cannot go on'}: {error.strerror or error}"
         _discard_output()
     print(f"{prog}: error: {message}", file=sys.stderr)
@@ -112,7 +111,7 @@ def _open_closed_streams() -> None:
 
 
 def _discard_output() -> None:
-    """Lets nothing that is still to be printed fail at the end."""
+    """Drops what is still to be printed if it cannot be, else Python fails at its end."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -150,7 +149,7 @@ def quiet() -> Iterator[None]:
 
 
 def check_installed(packages: tuple[str, ...], requirements: str) -> None:
-    """Refuses what needs a package that is missing, and names the file that installs it."""
+    """Refuses to go on without one of the packages, and names the file that installs them."""
     for name in packages:
         with contextlib.suppress(ModuleNotFoundError):  # of the part before the dot
             if importlib.util.find_spec(name):

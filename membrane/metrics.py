@@ -7,39 +7,32 @@ width); labels and masks are bool, True = cell interior; probabilities are P(int
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter
 
 import numpy as np
+from scipy.special import entr
 from skimage.measure import label as connected_components
 from skimage.metrics import contingency_table
 from skimage.segmentation import watershed
 
 from membrane.errors import UserError
 
-# Missing membrane is the costly error, so the best threshold is high: a finer grid there.
+# Missing membrane is the costlier error, so the best threshold is high: the grid is finer there.
 THRESHOLDS = (
     *(0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.84, 0.87),
     *(0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99),
 )
 PART = 50  # px; smaller parts of cells on the wrong side of a border are no error worth showing
-SEGMENTATION_SCORES = (
-    "v_rand",
-    "v_info",
-    "v_rand_split",
-    "v_rand_merge",
-    "v_info_split",
-    "v_info_merge",
-)
+SEGMENTATION_SCORES = "v_rand v_info v_rand_split v_rand_merge v_info_split v_info_merge".split()
+Segmentation = Callable[[float], np.ndarray]
 
 
 def thin_borders(mask: np.ndarray) -> np.ndarray:
     """Grows the 4-connected cells of a mask until one-pixel lines are left between them.
 
-    Args:
-        mask: bool (height, width), True = cell interior.
-
     Returns:
         int (height, width): cell numbers from 1, and 0 on the lines. A mask without any interior
-        is one cell covering everything.
+        becomes one cell that covers everything.
     """
     if not mask.any():
         return np.ones(mask.shape, np.int32)
@@ -48,17 +41,13 @@ def thin_borders(mask: np.ndarray) -> np.ndarray:
 
 
 def score_segmentation(label: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """Scores how well the cells of a mask agree with those of a label.
+    """Scores how well the cells of a mask, the proposal, agree with those of a label, the truth.
 
     With c_ij the pixels in true cell i and proposed cell j, counted where the label is interior,
     and z of these pixels on the proposal's lines, each a segment of its own: A = Σ_i (Σ_j c_ij)²,
     B = Σ_{j>0} (Σ_i c_ij)² + z, AB = Σ_{j>0} c_ij² + z. V_rand = 2·AB / (A + B), its split term
     AB / A and its merge term AB / B. V_info = 2·I(S;T) / (H(S) + H(T)) on the same table, its split
     term I / H(S) and its merge term I / H(T).
-
-    Args:
-        label: bool (height, width), the truth.
-        mask: bool (height, width), the proposal.
 
     Returns:
         v_rand, v_rand_split, v_rand_merge, v_info, v_info_split, v_info_merge, each in [0, 1],
@@ -68,7 +57,7 @@ def score_segmentation(label: np.ndarray, mask: np.ndarray) -> dict[str, float]:
 
 
 def score_cells(label: np.ndarray, cells: np.ndarray) -> dict[str, float]:
-    """Returns `score_segmentation` of cells that are numbered already, 0 = on no cell."""
+    """Returns `score_segmentation` of cells, int (height, width), that are numbered from 1."""
     if not label.any():
         return dict.fromkeys(SEGMENTATION_SCORES, float("nan"))
     truth = connected_components(label, connectivity=1)
@@ -83,9 +72,9 @@ def score_cells(label: np.ndarray, cells: np.ndarray) -> dict[str, float]:
     b = np.square(sizes).sum() + singletons
     ab = np.square(joint).sum() + singletons
     alone = singletons / n * np.log(n)
-    h_true = _entropy(true_sizes / n)
-    h_mask = _entropy(sizes / n) + alone
-    shared = max(0.0, h_true + h_mask - (_entropy(joint / n) + alone))
+    h_true = entr(true_sizes / n).sum()
+    h_mask = entr(sizes / n).sum() + alone
+    shared = max(0.0, h_true + h_mask - (entr(joint / n).sum() + alone))
 
     def ratio(part, whole):
         return float(min(1.0, part / whole)) if whole > 1e-12 else 1.0
@@ -105,14 +94,11 @@ def find_errors(label: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.nda
 
     The partner of a true cell is the proposed one that has most of it, and the other way round. A
     part that lies in a proposed cell whose partner is another true cell is merged; one that lies in
-    another proposed cell than the true cell's partner, and is not merged, is split off.
-
-    Args:
-        label: bool (height, width), the truth.
-        mask: bool (height, width), the proposal, whose borders are thinned as for the scores.
+    another proposed cell than the true cell's partner, and is not merged, is split off. The borders
+    of the mask are thinned as for the scores.
 
     Returns:
-        merged, split: int32 (height, width), the parts numbered from 1 by falling size; 0
+        merged, split: int32 (height, width), the parts numbered from 1, largest first; 0
         elsewhere. Parts below 50 px are left out: a border drawn a little beside its place.
     """
     truth, cells = connected_components(label, connectivity=1), thin_borders(mask)
@@ -147,17 +133,12 @@ def mean_scores(scores: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def score_thresholds(
-    labels: Sequence[np.ndarray],
-    segmentations: Sequence[Callable[[float], np.ndarray]],
-    thresholds: Sequence[float] = THRESHOLDS,
+    labels: Sequence, segmentations: Sequence[Segmentation], thresholds: Sequence = THRESHOLDS
 ) -> list[list[dict[str, float]]]:
     """Returns, per slice and per threshold, `score_slice` of the mask.
 
-    Args:
-        labels: bool (height, width) each.
-        segmentations: per slice, a function from threshold to mask: `precompute_segmentation(map)`,
-            or `map.__gt__` for the plain threshold of the challenge.
-        thresholds: the candidates.
+    A segmentation is a function from threshold to mask: `precompute_segmentation(map)`, or
+    `map.__gt__` for the plain threshold of the challenge.
     """
 
     def score(pair):
@@ -169,13 +150,11 @@ def score_thresholds(
 
 
 def choose_threshold(scores: Sequence[Sequence[dict[str, float]]]) -> int:
-    """Returns the place of the threshold that serves V_rand and V_info together.
+    """Returns the index of the threshold that serves V_rand and V_info together.
 
     That is the highest mean of (V_rand + V_info) / 2 over the slices, each threshold averaged with
-    its two neighbours: one lucky slice makes a peak, only a plateau holds on other slices.
-
-    Args:
-        scores: as `score_thresholds` returns; undefined ones count nothing.
+    its two neighbours: one lucky slice makes a peak, only a plateau holds on other slices. Takes
+    what `score_thresholds` returns; undefined scores do not count.
     """
     merit = np.array([[row["v_rand"] + row["v_info"] for row in rows] for rows in scores])
     merit = np.pad(np.nan_to_num(merit).sum(0), 1, mode="edge")
@@ -183,16 +162,11 @@ def choose_threshold(scores: Sequence[Sequence[dict[str, float]]]) -> int:
 
 
 def calibrate(
-    labels: Sequence[np.ndarray],
-    segmentations: Sequence[Callable[[float], np.ndarray]],
-    thresholds: Sequence[float] = THRESHOLDS,
+    labels: Sequence, segmentations: Sequence[Segmentation], thresholds: Sequence = THRESHOLDS
 ) -> dict:
     """Finds the threshold on P(interior) that serves V_rand and V_info together.
 
-    Args:
-        labels: as `score_thresholds` takes them.
-        segmentations: the same.
-        thresholds: the same.
+    It takes what `score_thresholds` takes.
 
     Returns:
         threshold: the candidate of `choose_threshold`.
@@ -215,24 +189,24 @@ def calibrate(
     if len(defined) > 1:
         others = [choose_threshold(scores[:i] + scores[i + 1 :]) for i in range(len(scores))]
         leave_one_out = mean_scores([rows[i] for rows, i in zip(scores, others, strict=True)])
-    means = [mean_scores(column) for column in zip(*defined, strict=True)]
-    oracle = {}
-    for key in ("v_rand", "v_info"):
-        highest = max(range(len(means)), key=lambda place: means[place][key])
-        oracle |= {key: means[highest][key], f"{key}_threshold": float(thresholds[highest])}
+    keys, table, oracle = ("v_rand", "v_info"), [], {}
+    for threshold, *rows in zip(thresholds, *defined, strict=True):
+        mean = mean_scores(rows)
+        table.append({"threshold": float(threshold), **{key: mean[key] for key in keys}})
+    for key in keys:
+        best = max(table, key=itemgetter(key))
+        oracle |= {key: best[key], f"{key}_threshold": best["threshold"]}
     return {
         "threshold": float(thresholds[chosen]),
         "leave_one_out": leave_one_out,
         "oracle": oracle,
-        "table": [
-            {"threshold": float(t), "v_rand": mean["v_rand"], "v_info": mean["v_info"]}
-            for t, mean in zip(thresholds, means, strict=True)
-        ],
+        "table": table,
         "slices": [rows[chosen] for rows in scores],
     }
 
 
 def _number_by_size(parts: np.ndarray) -> np.ndarray:
+    """Returns the connected parts numbered from 1, largest first, without the small ones."""
     pieces = connected_components(parts, connectivity=1)
     sizes = np.bincount(pieces.ravel())
     sizes[0] = 0
@@ -240,9 +214,3 @@ def _number_by_size(parts: np.ndarray) -> np.ndarray:
     numbers = np.zeros(len(sizes), np.int32)
     numbers[order] = np.arange(1, len(order) + 1)
     return numbers[pieces]
-
-
-def _entropy(shares: np.ndarray) -> float:
-    """Returns -Σ p log p, in nats."""
-    shares = shares[shares > 0]
-    return float(-(shares * np.log(shares)).sum())

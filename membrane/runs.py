@@ -1,5 +1,6 @@
 """Runs, the folders that trainings leave behind; and the folders for masks."""
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -24,11 +25,9 @@ FORMAT = 1  # of run.json; a newer one is refused
 
 
 def make_folder(wanted: str | None, default: Path) -> Path:
-    """Creates the folder for new output; nothing is ever written into a folder with contents.
+    """Creates the folder that the user wants, or a new one: nothing is written among other files.
 
-    Args:
-        wanted: the folder that the user named, or None.
-        default: the one to create otherwise, with -2, -3, … appended when it is taken.
+    The new one is `default`, with -2, -3, … appended where that is taken.
 
     Raises:
         UserError: the wanted folder is a file, cannot be written, or holds anything.
@@ -38,14 +37,14 @@ def make_folder(wanted: str | None, default: Path) -> Path:
     path = Path(wanted)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        taken = any(path.iterdir())
+        if not any(path.iterdir()):
+            return path
+        reason = "not empty, and nothing is overwritten"
     except FileExistsError:
-        raise UserError(f"{path}: a file, not a folder; name another --output") from None
+        reason = "a file, not a folder"
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; name another --output") from None
-    if taken:
-        raise UserError(f"{path}: not empty, and nothing is overwritten; name another --output")
-    return path
+        reason = error.strerror
+    raise UserError(f"{path}: {reason}; name another --output")
 
 
 def read_run(folder: Path) -> dict:
@@ -70,16 +69,15 @@ def read_run(folder: Path) -> dict:
 def find_run(name: str | None) -> Path:
     """Returns the run, or bare .keras file, to predict with.
 
-    Args:
-        name: a path, or a bare name for `outputs/NAME`; None for the newest finished run on real
-            slices, else the one that ships with the repository.
+    Its name is a path, or a bare name for `outputs/NAME`; None stands for the newest finished run
+    on real slices, or else the one that ships with the repository.
 
     Raises:
         UserError: there is none.
     """
     if name is not None:
         path = Path(name)
-        if not path.exists() and len(path.parts) == 1 and (OUTPUTS / path).exists():
+        if not path.exists() and len(path.parts) == 1:
             path = OUTPUTS / path
         if not path.exists():
             raise UserError(f"{name}: no such run or model; there are: {_names()}")
@@ -112,7 +110,7 @@ def open_unfinished(name: str) -> tuple[Path, dict]:
     """Returns the folder and record of a run to resume.
 
     Raises:
-        UserError: it is finished, or as `find_run` and `read_run`.
+        UserError: it is finished, or as for `find_run` and `read_run`.
     """
     folder = find_run(name)
     record = read_run(folder)
@@ -122,27 +120,23 @@ def open_unfinished(name: str) -> tuple[Path, dict]:
 
 
 def claim_output(wanted: str | None, source: Path, about: dict) -> Path:
-    """Returns the folder for masks: new, empty, or the same command's own unfinished one.
+    """Returns the folder for the masks of `source`, with `about`, the record of this prediction.
 
-    Args:
-        wanted: the folder that the user named, or None.
-        source: what is predicted.
-        about: the record of this prediction; the folder gets it at once.
+    It is the one that the user wants or, for None, a new one; it is empty, or left unfinished by
+    the same command.
 
     Raises:
-        UserError: the folder lies in the input, or as `make_folder`.
+        UserError: the folder lies in the input, or as for `make_folder`.
     """
     default = OUTPUTS / "masks" / output_name(source)
     path = default if wanted is None else Path(wanted)
     if source.is_dir() and path.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{path}: lies in the input folder; name another --output")
-    try:
+    with contextlib.suppress(OSError, ValueError, TypeError):
         known = json.loads((path / METADATA_DIR / "prediction.json").read_text("utf-8"))
         if known | {"model": about["model"]} == about:  # its hash says which, its path from where
             print(f"Going on with the unfinished masks in {display_path(path)}")
             return path
-    except (OSError, ValueError, TypeError):
-        pass
     folder = make_folder(wanted, default)
     write_json(folder / METADATA_DIR / "prediction.json", about)
     return folder
@@ -211,8 +205,7 @@ def _names() -> str:
 def _git_commit() -> str | None:
     """Returns the commit of this checkout, or None without git or outside one."""
     command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() if answer.returncode == 0 else None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return answer.stdout.strip()
+    return None

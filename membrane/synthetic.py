@@ -1,10 +1,11 @@
-"""Draws EM-like slices with exact labels: for tests, README's picture, `--data synthetic`.
+"""EM-like slices with exact labels, for tests, README's picture and `--data synthetic`.
 
 Curved cells between membranes of varying width and darkness, with mitochondria and vesicles that
-must not be taken for membranes, seen through blur and shot noise. For a first run without Kaggle,
-not a substitute for real slices: a network trained here knows nothing about tissue.
+must not be taken for membranes, seen through blur and shot noise. They are for a first run without
+Kaggle and no substitute for real slices: a network trained on them knows nothing of tissue.
 """
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,7 @@ PHOTONS = 130  # per pixel at full white: sets the shot noise
 
 
 def make_slice(height: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws one slice.
-
-    Args:
-        height: of the slice, px, at least 1.
-        width: of the slice, px, at least 1.
-        seed: the same seed and size give the same slice.
+    """Draws a slice of any size in px; the same seed and size give the same slice.
 
     Returns:
         image: uint8 (height, width), membranes dark.
@@ -43,8 +39,7 @@ def make_slice(height: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarr
 
     edge = (ndimage.maximum_filter(cells, 3) != ndimage.minimum_filter(cells, 3)).astype(bool)
     distance = ndimage.distance_transform_edt(~edge) if edge.any() else np.full(cells.shape, 99.0)
-    thickness = 1.5 + 0.6 * _field(rng, rows, 25)  # half of the membrane, px
-    thickness = np.clip(thickness, 0.6, 3)
+    thickness = np.clip(1.5 + 0.6 * _field(rng, rows, 25), 0.6, 3)  # half of the membrane, px
     interior = distance > thickness
 
     image = 0.66 + 0.05 * _field(rng, rows, 30) + 0.05 * _field(rng, rows, 2)
@@ -60,24 +55,22 @@ def make_slice(height: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarr
 
 
 def write_data_set(folder: Path) -> None:
-    """Writes a data set of such slices with labels; the marker comes last."""
-    seed = 0
+    """Writes a data set of synthetic slices with labels; the marker comes last."""
+    seeds = itertools.count()
     for part, count in DATA_SET.items():
         for number in range(1, count + 1):
-            image, interior = make_slice(DATA_SET_SIDE, DATA_SET_SIDE, seed)
+            image, interior = make_slice(DATA_SET_SIDE, DATA_SET_SIDE, next(seeds))
             name = f"synthetic_{number:04d}.png"
             write_pages(folder / part / "imgs" / name, [image])
             write_pages(folder / part / "labels" / name, [interior * np.uint8(INTERIOR)])
-            seed += 1
-    with atomic_write(folder / SYNTHETIC_MARKER) as part:
-        part.write_text("Drawn by membrane/synthetic.py; no microscope saw these slices.\n")
+    with atomic_write(folder / SYNTHETIC_MARKER) as marker:
+        marker.write_text("Drawn by membrane/synthetic.py; no microscope saw these slices.\n")
 
 
 def _field(rng: np.random.Generator, like: np.ndarray, scale: float) -> np.ndarray:
     """Returns smooth noise of about zero mean and unit deviation, features of `scale` px."""
     small = rng.normal(size=[int(np.ceil(n / scale)) + 4 for n in like.shape])
-    rows, cols = (np.arange(n) / scale + 1.5 for n in like.shape)
-    grid = np.meshgrid(rows, cols, indexing="ij")
+    grid = np.indices(like.shape) / scale + 1.5
     return 1.5 * ndimage.map_coordinates(small, grid, order=3, mode="reflect")
 
 

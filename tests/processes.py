@@ -12,7 +12,7 @@ from conftest import PRETRAINED
 
 from membrane.runs import ROOT
 
-KILLS = 20
+KILLS = 10
 MADE = ("*.png", "labels/*", "probability/*", "about/page/*")  # of a prediction, but its record
 
 

@@ -41,7 +41,7 @@ def test_a_missing_library_is_named_with_what_to_install(capsys):
     assert "tensorflow is not installed; pip install -r requirements.txt" in capsys.readouterr().err
 
 
-def test_what_tensorflow_says_when_it_fails_is_shown(capfd, monkeypatch):
+def test_what_tensorflow_prints_when_it_fails_is_shown(capfd, monkeypatch):
     import os
 
     class Broken:

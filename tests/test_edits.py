@@ -64,8 +64,8 @@ def test_an_edit_in_one_place_trains_predicts_and_is_tiled_exactly(name, data_se
         return answer.stdout
 
     flags = ("--epochs", 2, "--filters", 4, 8, "--batch-size", 16)
-    said = run("train.py", "--data", data_set, *flags, "--output", "run")
-    assert "Epoch 2, validation" in said
+    printed = run("train.py", "--data", data_set, *flags, "--output", "run")
+    assert "Epoch 2, validation" in printed
     run("predict.py", "--model", "run", "--output", "masks")
     masks = [np.asarray(Image.open(path)) for path in (tmp_path / "masks").glob("*.png")]
     assert len(masks) == 2 and all(set(np.unique(mask)) <= {0, 255} for mask in masks)

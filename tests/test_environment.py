@@ -14,8 +14,6 @@ from processes import finish, predict_command
 from membrane import synthetic
 
 pytestmark = pytest.mark.slow
-
-
 ENVIRONMENTS = {
     "no HOME": ("env -u HOME", 0),
     "a HOME that cannot be written": ("env HOME=/proc/none", 0),
@@ -49,9 +47,8 @@ def test_a_prediction_needs_no_certain_environment(tmp_path, name):
         made = {path.name for path in (tmp_path / "masks").glob("*.png")}
         assert made == {"a.png", "bé☃.png"}
     elif name == "head":  # what it had begun goes on
-        assert "Going on" in finish(
-            predict_command(tmp_path / "slices", tmp_path / "masks", *flags)
-        )
+        args = predict_command(tmp_path / "slices", tmp_path / "masks", *flags)
+        assert "Going on" in finish(args)
 
 
 def test_twenty_thousand_slices_take_no_more_than_the_first_thousand(tmp_path):
@@ -61,9 +58,8 @@ def test_twenty_thousand_slices_take_no_more_than_the_first_thousand(tmp_path):
     for number in range(20_000):
         name = folder / f"{number:05d}.png"
         Image.fromarray(np.roll(images[number % 50], number // 50, axis=1)).save(name)
-    process = subprocess.Popen(
-        predict_command(folder, masks, "--no-tta"), stdout=subprocess.DEVNULL
-    )
+    args = predict_command(folder, masks, "--no-tta")
+    process = subprocess.Popen(args, stdout=subprocess.DEVNULL)
     rows = []
     while process.poll() is None:
         with contextlib.suppress(OSError, StopIteration):  # it may just have ended

@@ -1,8 +1,10 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
 import tifffile
+from conftest import check_refusal, run
 from PIL import Image
 
 import evaluate
@@ -31,66 +33,64 @@ def blurred(label):
     return probability
 
 
-def run(*flags):
-    return evaluate.main(list(map(str, flags)))
-
-
 def summary(text):
     pairs = [line.split(": ") for line in text.splitlines() if ": " in line]
     return {key: value for key, value in pairs}
 
 
 def test_perfect_masks_score_one(labels, capsys):
-    assert run(labels, labels) == 0
-    said = summary(capsys.readouterr().out)
+    assert run(evaluate, labels, labels) == 0
+    printed = summary(capsys.readouterr().out)
     for key in ("v_rand", "v_info", "v_rand_split", "v_rand_merge", "membrane_f1", "membrane_iou"):
-        assert said[key] == "1"
-    assert said["threshold"] == "none"
+        assert printed[key] == "1"
+    assert printed["threshold"] == "none"
 
 
 def test_masks_are_scored_as_metrics_scores_them(labels, tmp_path, capsys):
     shifted = {name: np.roll(one, 2, 1) for name, one in SLICES.items()}
     masks = write(tmp_path / "m", {n: one * np.uint8(255) for n, one in shifted.items()}, ".tif")
-    assert run(masks, labels, "--json", tmp_path / "scores.json") == 0
-    said = summary(capsys.readouterr().out)
+    assert run(evaluate, masks, labels, "--json", tmp_path / "scores.json") == 0
+    printed = summary(capsys.readouterr().out)
     written = json.loads((tmp_path / "scores.json").read_text())
     assert [row["name"] for row in written["slices"]] == ["s1", "s2", "s10"]
     expected = [metrics.score_slice(SLICES[name], shifted[name]) for name in SLICES]
     for key in expected[0]:
         mean = np.mean([row[key] for row in expected])
         assert written[key] == pytest.approx(mean)
-        assert float(said[key]) == pytest.approx(mean, abs=1e-6)
+        assert float(printed[key]) == pytest.approx(mean, abs=1e-6)
 
 
 def test_probability_maps_need_a_threshold_and_show_the_oracle(labels, tmp_path, capsys):
     maps = write(tmp_path / "p", {name: blurred(one) for name, one in SLICES.items()})
-    assert run(maps, labels) == 2
+    assert run(evaluate, maps, labels) == 2
     assert "--threshold" in capsys.readouterr().err
-    assert run(maps, labels, "--threshold", "0.5", "--json", tmp_path / "a.json") == 0
-    said = json.loads((tmp_path / "a.json").read_text())
-    assert said["threshold"] == 0.5 and said["v_rand"] < 0.9
-    assert said["v_rand_oracle"] == said["v_info_oracle"] == 1
-    assert 150 / 255 <= said["threshold_oracle"] < 240 / 255
+    assert run(evaluate, maps, labels, "--threshold", "0.5", "--json", tmp_path / "a.json") == 0
+    written = json.loads((tmp_path / "a.json").read_text())
+    assert written["threshold"] == 0.5 and written["v_rand"] < 0.9
+    assert written["v_rand_oracle"] == written["v_info_oracle"] == 1
+    assert 150 / 255 <= written["threshold_oracle"] < 240 / 255
     assert {"v_rand_oracle", "threshold_oracle", "v_info_oracle"} <= summary(
         capsys.readouterr().out
     ).keys()
 
 
 def test_what_a_threshold_is_not_for_is_refused(labels, capsys):
-    assert run(labels, labels, "--threshold", "0.5") == 2
+    assert run(evaluate, labels, labels, "--threshold", "0.5") == 2
     assert "masks already" in capsys.readouterr().err
 
 
 def test_no_file_is_overwritten_by_the_scores(labels, capsys):
     before = (labels / "s1.png").read_bytes()
-    assert run(labels, labels, "--json", labels / "s1.png") == 2
-    assert run(labels, labels, "--json", labels / "s1.png" / "x.json") == 2
+    assert run(evaluate, labels, labels, "--json", labels / "s1.png") == 2
+    check_refusal(capsys, "nothing is overwritten")
+    assert run(evaluate, labels, labels, "--json", labels / "s1.png" / "x.json") == 2
+    check_refusal(capsys, "cannot be written")
     assert (labels / "s1.png").read_bytes() == before
 
 
 def test_two_files_of_one_name_are_refused(labels, capsys):
     Image.fromarray(SLICES["s2"]).save(labels / "s1.tif")
-    assert run(labels, labels) == 2
+    assert run(evaluate, labels, labels) == 2
     assert "s1.png and s1.tif have one name" in capsys.readouterr().err
 
 
@@ -98,20 +98,28 @@ def test_two_stacks_are_paired_page_by_page(tmp_path, capsys):
     stack = np.stack(list(SLICES.values()))
     tifffile.imwrite(tmp_path / "a.tif", stack * np.uint8(255), photometric="minisblack")
     tifffile.imwrite(tmp_path / "b.tif", stack, photometric="minisblack")
-    assert run(tmp_path / "a.tif", tmp_path / "b.tif") == 0
+    assert run(evaluate, tmp_path / "a.tif", tmp_path / "b.tif") == 0
     assert summary(capsys.readouterr().out)["v_rand"] == "1"
 
 
-def test_what_does_not_pair_up_is_refused(labels, tmp_path, capsys):
-    masks = write(tmp_path / "m", {"s1": SLICES["s1"], "s3": SLICES["s2"]})
-    assert run(masks, labels) == 2
-    assert "s3 has no label of that name" in capsys.readouterr().err
-    small = write(tmp_path / "n", {"s1": SLICES["s1"][:-1]})
-    assert run(small, labels) == 2
-    assert "same size" in capsys.readouterr().err
+@pytest.mark.parametrize("spoil, words", [
+    (lambda masks, labels: shutil.rmtree(masks), "no such file or folder"),
+    (lambda masks, labels: [path.unlink() for path in masks.iterdir()], "no image"),
+    (lambda masks, labels: (masks / "s1.png").write_bytes(b""), "s1.png: cannot be read"),
+    (lambda masks, labels: Image.effect_noise((70, 60), 90).save(labels / "s1.png"),
+     "s1: not a binary label"),
+    (lambda masks, labels: Image.fromarray(SLICES["s1"][:-1]).save(masks / "s1.png"), "same size"),
+    (lambda masks, labels: (masks / "s1.png").rename(masks / "s3.png"),
+     "s3 has no label of that name"),
+])  # fmt: skip
+def test_what_does_not_pair_up_is_refused(labels, tmp_path, capsys, spoil, words):
+    masks = write(tmp_path / "m", SLICES)
+    spoil(masks, labels)
+    assert run(evaluate, masks, labels) == 2
+    check_refusal(capsys, words)
 
 
 def test_labels_without_prediction_are_counted(labels, tmp_path, capsys):
     masks = write(tmp_path / "m", {"s2": SLICES["s2"]})
-    assert run(masks, labels) == 0
+    assert run(evaluate, masks, labels) == 0
     assert "2 labels have no prediction" in capsys.readouterr().out

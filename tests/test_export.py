@@ -8,10 +8,8 @@ import export
 
 
 def test_a_bare_model_is_exported_too(outputs, tmp_path):
-    assert (
-        run(export, outputs / "small/model.keras", "--format", "tf", "--output", tmp_path / "tf")
-        == 0
-    )
+    model = outputs / "small/model.keras"
+    assert run(export, model, "--format", "tf", "--output", tmp_path / "tf") == 0
     assert (tmp_path / "tf/saved_model.pb").exists()
 
 

@@ -38,10 +38,8 @@ def test_every_mask_has_its_slices_name_and_size(outputs, folder, tmp_path, caps
 
 def test_plain_masks_are_the_threshold_and_nothing_else(outputs, folder, tmp_path, capsys):
     for flags in ((), ("--plain", "--threshold", 0.6)):
-        assert (
-            run_predict(folder, *flags, "--probability", "--output", tmp_path / f"{len(flags)}")
-            == 0
-        )
+        where = ("--probability", "--output", tmp_path / str(len(flags)))
+        assert run_predict(folder, *flags, *where) == 0
     probability = np.asarray(Image.open(tmp_path / "3/probability/c.png")) / 255
     sure = abs(probability - 0.6) > 0.004
     masks = [np.asarray(Image.open(tmp_path / name)) for name in ("0/c.png", "3/c.png")]
@@ -144,7 +142,7 @@ def test_without_a_folder_the_test_slices_of_the_data_set_are_predicted(
     assert len(list((tmp_path / "masks").glob("slice_*.png"))) == 2
 
 
-def test_a_data_set_without_test_slices_asks_for_a_folder(tmp_path, monkeypatch):
+def test_a_data_set_without_test_slices_asks_for_a_folder(tmp_path):
     root = write_data_set(tmp_path / "set", count=2, test=1)
     (root / "test").rename(root / "unused")
     assert data.find_data_set(str(root), tmp_path).test is None

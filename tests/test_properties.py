@@ -146,8 +146,10 @@ def test_no_tile_and_no_region_differs_from_the_whole_slice(predictors, height, 
     tiled.tiling = dataclasses.replace(tiled.tiling, tile=tile)
     np.testing.assert_allclose(tiled(image), expected, atol=1e-6)
     top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
-    area = np.s_[top : top + tile[0], left : left + 7]
-    area = tuple(slice(*one.indices(side)[:2]) for one, side in zip(area, image.shape, strict=True))
-    read = tiled.tiling.input_region(area, image.shape)
-    part = tiled.predict_region(image[read], area, image.shape)
-    np.testing.assert_allclose(part, expected[area], atol=1e-6)
+    region = np.s_[top : top + tile[0], left : left + 7]
+    region = tuple(
+        slice(*one.indices(side)[:2]) for one, side in zip(region, image.shape, strict=True)
+    )
+    read = tiled.tiling.input_region(region, image.shape)
+    part = tiled.predict_region(image[read], region, image.shape)
+    np.testing.assert_allclose(part, expected[region], atol=1e-6)

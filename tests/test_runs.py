@@ -16,7 +16,7 @@ GOOD = {"format": 1, "finished": True, "synthetic": False, "flags": {}, "thresho
 
 
 @pytest.mark.parametrize("record, words", [
-    (None, "is .* a run"), ("", "damaged"), ('{"a', "damaged"), ("[]", "damaged"),
+    (None, "cannot be read"), ("", "damaged"), ('{"a', "damaged"), ("[]", "damaged"),
     (b"\xff\xfe", "damaged"), (GOOD | {"format": 99}, "newer version"),
     (GOOD | {"format": "1"}, "damaged"), (GOOD | {"threshold": "abc"}, "damaged"),
     (GOOD | {"threshold": 5}, "damaged"), (GOOD | {"threshold": None}, "damaged"),
@@ -35,7 +35,7 @@ def test_a_record_that_cannot_be_trusted_is_refused(
         content = text if isinstance(text, bytes) else text.encode()
         (tmp_path / "run/run.json").write_bytes(content)
     assert run_predict(one_slice, "--model", tmp_path / "run", "--output", tmp_path / "masks") == 2
-    check_refusal(capsys, words.split(".*")[0], str(tmp_path / "run"))
+    check_refusal(capsys, words, str(tmp_path / "run"))
     assert not (tmp_path / "masks").exists()
 
 
@@ -133,12 +133,15 @@ def test_its_own_unfinished_work_is_continued(outputs, folder, tmp_path, monkeyp
     assert (tmp_path / "masks/about/contact_sheet.png").exists()
 
 
-def test_changed_slices_are_not_mixed_into_unfinished_work(outputs, folder, tmp_path, monkeypatch):
+def test_changed_slices_are_not_mixed_into_unfinished_work(
+    outputs, folder, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(outputs_module, "open_pages", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run_predict(folder, "--output", tmp_path / "masks")
     Image.new("L", (40, 50)).save(folder / "a.png")
     assert run_predict(folder, "--output", tmp_path / "masks") == 2
+    assert "nothing is overwritten" in capsys.readouterr().err
 
 
 def test_a_run_is_never_overwritten(data_set, tmp_path, capsys):

@@ -27,7 +27,7 @@ from membrane.io.writers import write_json
 from membrane.runs import SYNTHETIC_NOTE
 from membrane.synthetic import make_slice
 
-SIDE = 256  # px, of the drawn slice that tests the package and is its cover
+SIDE = 256  # px, of the synthetic slice that tests the package and is its cover
 UNET = {"10.1007/978-3-319-24574-4_28": "O. Ronneberger et al. 2015, U-Net"}
 ISBI = {  # of whose slices the weights were made, alone or after those that ship
     "10.1371/journal.pbio.1000502": "A. Cardona et al. 2010, the slices of ISBI-2012",
@@ -37,20 +37,14 @@ TAGS = ["segmentation", "membrane", "neurons", "electron-microscopy", "unet", "2
 
 
 def write_package(
-    path: Path,
-    model: Path,
-    network: keras.Model,
-    record: dict,
-    name: str,
-    author: str,
-    licence: str,
+    path: Path, model: Path, network, record: dict, name: str, author: str, licence: str
 ) -> None:
     """Writes a network as a package that bioimageio.core has run from both weight formats.
 
     Args:
         path: the .zip to write.
         model: the network's .keras file; MODEL_CARD.md beside it comes along, if there is one.
-        network: the same, float32.
+        network: the same as a Keras model, float32.
         record: its run's run.json, which comes along; may be empty.
         name: of the run.
         author: of the network.
@@ -73,27 +67,16 @@ def write_package(
     image = drawn.astype(np.float32)[None, ..., None]
     seen = (image - image.mean()) / image.std() * scaling["deviation"] + scaling["mean"]
     probability = np.asarray(network(np.clip(seen, *LIMITS)))
-    size = record.get("pixel_size")
-    unit = {"unit": "nanometer", "scale": size} if size else {}
+    shown = to_bytes(probability[0, ..., 0])
+    parameters = f"{network.count_params():,} parameters"
     flags = record.get("flags", {})
     papers = UNET | (ISBI if flags.get("data") == "kaggle" or flags.get("init") else {})
     # of folders on this machine their names are enough
     named = {key: Path(one).name if isinstance(one, str) else one for key, one in flags.items()}
-    description = {
-        "name": name,
-        "authors": [{"name": author}],
-        "license": licence,
-        "cite": [{"text": text, "doi": doi} for doi, text in papers.items()],
-        "inputs": [_describe_input(stride, halo, scaling, unit)],
-        "outputs": [_describe_output(halo, unit)],
-    }
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        weights = {"keras_v3": folder / "model.keras", "onnx": folder / "model.onnx"}
-        shutil.copyfile(model, weights["keras_v3"])
-        write_format(network, "onnx", weights["onnx"])
-        description |= _describe_rest(network, onnx.load(weights["onnx"]))
-        shown = to_bytes(probability[0, ..., 0])
+        shutil.copyfile(model, folder / "model.keras")
+        write_format(network, "onnx", folder / "model.onnx")
         for end, tensor, picture in (("input", image, drawn), ("output", probability, shown)):
             np.save(folder / f"test_{end}.npy", tensor)
             Image.fromarray(picture).save(folder / f"sample_{end}.png")
@@ -101,8 +84,24 @@ def write_package(
         text = _document(card, record, stride, halo)
         (folder / "README.md").write_text(text, encoding="utf-8")
         write_json(folder / "run.json", record | {"flags": named})
-        source = folder / "bioimageio.yaml"  # JSON is YAML
-        source.write_text(json.dumps(description), encoding="utf-8")
+        weights = _describe_weights(folder / "model.onnx")
+        description = {
+            "type": "model",
+            "format_version": ModelDescr.implemented_format_version,
+            "name": name,
+            "description": f"P(cell interior) in EM slices, from {parameters}",
+            "authors": [{"name": author}],
+            "license": licence,
+            "cite": [{"text": text, "doi": doi} for doi, text in papers.items()],
+            "tags": TAGS,
+            "covers": [{"source": "cover.png"}],
+            "documentation": {"source": "README.md"},
+            "attachments": [{"source": "run.json"}],
+            "weights": weights,
+            **_describe_tensors(stride, halo, scaling, record.get("pixel_size")),
+        }
+        source = folder / "bioimageio.yaml"
+        source.write_text(json.dumps(description), encoding="utf-8")  # JSON is YAML
         try:
             package = save_bioimageio_package(source, output_path=folder / "package.zip")
         except ValueError as error:
@@ -111,76 +110,56 @@ def write_package(
         for kind in weights:
             result = test_model(package, weight_format=kind)
             if result.status != "passed":
-                said = "; ".join(error.msg for error in result.errors)
-                raise UserError(f"{path.name}: its test fails, {kind}: {said}")
+                reasons = "; ".join(error.msg for error in result.errors)
+                raise UserError(f"{path.name}: its test fails, {kind}: {reasons}")
         shutil.move(package, path)
 
 
-def _describe_input(stride: int, halo: int, scaling: dict, unit: dict) -> dict:
-    """Returns what goes into the network, and how it is brought to the grey values it knows."""
-    size = {"min": 2 * halo + stride, "step": stride}
-    low, high = LIMITS
+def _describe_weights(path: Path) -> dict:
+    """Returns what the two files of weights were written with, the path being that of ONNX."""
+    opset = next(one.version for one in onnx.load(path).opset_import if not one.domain)
+    versions = {"keras_version": keras.__version__, "backend": ["tensorflow", tf.__version__]}
     return {
+        "keras_v3": {"source": "model.keras", **versions},
+        "onnx": {"source": path.name, "opset_version": opset, "parent": "keras_v3"},
+    }
+
+
+def _describe_tensors(stride: int, halo: int, scaling: dict, pixel_size: float | None) -> dict:
+    """Returns what goes into the network, how its grey values are scaled, and what comes out."""
+    unit = {"unit": "nanometer", "scale": pixel_size} if pixel_size else {}
+    size = {"min": 2 * halo + stride, "step": stride}
+    sizes = [{"tensor_id": "image", "axis_id": axis} for axis in "yx"]
+    linear = {"gain": scaling["deviation"], "offset": scaling["mean"]}
+    low, high = LIMITS
+    image = {
         "id": "image",
         "description": "a grey slice with dark membranes, of any bit depth and exposure",
-        "axes": [
-            {"type": "batch"},
-            *({"type": "space", "id": axis, "size": size, **unit} for axis in "yx"),
-            {"type": "channel", "channel_names": ["grey"]},
-        ],
-        "test_tensor": {"source": "test_input.npy"},
-        "sample_tensor": {"source": "sample_input.png"},
         "data": {"type": "float32"},
         "preprocessing": [
             {"id": "zero_mean_unit_variance", "kwargs": {"axes": ["y", "x", "channel"]}},
-            {
-                "id": "scale_linear",
-                "kwargs": {"gain": scaling["deviation"], "offset": scaling["mean"]},
-            },
+            {"id": "scale_linear", "kwargs": linear},
             {"id": "clip", "kwargs": {"min": low, "max": high}},
         ],
+        **_describe_files("input", "grey", [size, size], unit),
     }
-
-
-def _describe_output(halo: int, unit: dict) -> dict:
-    """Returns what comes out of the network."""
-    sizes = {axis: {"tensor_id": "image", "axis_id": axis} for axis in "yx"}
-    return {
+    probability = {
         "id": "probability",
         "description": "P(cell interior); 0 = membrane",
-        "axes": [
-            {"type": "batch"},
-            *(
-                {"type": "space", "id": axis, "size": size, "halo": halo, **unit}
-                for axis, size in sizes.items()
-            ),
-            {"type": "channel", "channel_names": ["interior"]},
-        ],
-        "test_tensor": {"source": "test_output.npy"},
-        "sample_tensor": {"source": "sample_output.png"},
         "data": {"type": "float32", "range": [0.0, 1.0]},
+        **_describe_files("output", "interior", sizes, {"halo": halo, **unit}),
     }
+    return {"inputs": [image], "outputs": [probability]}
 
 
-def _describe_rest(network: keras.Model, graph: onnx.ModelProto) -> dict:
-    """Returns what does not depend on the run."""
-    opset = next(one.version for one in graph.opset_import if not one.domain)
+def _describe_files(end: str, channel: str, sizes: list[dict], more: dict) -> dict:
+    """Returns the axes of the network's input or output, and the files with examples of it."""
+    sides = zip("yx", sizes, strict=True)
+    spaces = [{"type": "space", "id": axis, "size": size, **more} for axis, size in sides]
     return {
-        "type": "model",
-        "format_version": ModelDescr.implemented_format_version,
-        "description": f"P(cell interior) in EM slices, from {network.count_params():,} parameters",
-        "tags": TAGS,
-        "covers": [{"source": "cover.png"}],
-        "documentation": {"source": "README.md"},
-        "attachments": [{"source": "run.json"}],
-        "weights": {
-            "keras_v3": {
-                "source": "model.keras",
-                "keras_version": keras.__version__,
-                "backend": ["tensorflow", tf.__version__],
-            },
-            "onnx": {"source": "model.onnx", "opset_version": opset, "parent": "keras_v3"},
-        },
+        "axes": [{"type": "batch"}, *spaces, {"type": "channel", "channel_names": [channel]}],
+        "test_tensor": {"source": f"test_{end}.npy"},
+        "sample_tensor": {"source": f"sample_{end}.png"},
     }
 
 
@@ -199,21 +178,20 @@ def _document(card: str, record: dict, stride: int, halo: int) -> str:
             "cells as a whole. For P > T pixel by pixel take 0.8 to 0.95, and try it on slices of "
             "yours. "
         )
-    scores = [
-        f"- cross-validated, {title}: V_rand {one['v_rand']:.4f}, V_info {one['v_info']:.4f}"
-        for title, one in record.get("cross_validation", {}).items()
-    ]
+    cross_validation = record.get("cross_validation", {}).items()
+    scores = {f"cross-validated, {title}": one for title, one in cross_validation}
     if "oracle" in (validation := record.get("validation", {})):
         quoted = validation.get("leave_one_out")
-        one = quoted or validation["oracle"]
         how = "each at the threshold best for the others" if quoted else "at its best"
-        slices, pair = ", ".join(record["val_slices"]), (one["v_rand"], one["v_info"])
-        scores.append(f"- of {slices}, {how}: V_rand {pair[0]:.4f}, V_info {pair[1]:.4f}")
-    scored = "\n".join(scores) or "None is on record."
+        scores[f"of {', '.join(record['val_slices'])}, {how}"] = quoted or validation["oracle"]
+    scored = "\n".join(
+        f"- {what}: V_rand {one['v_rand']:.4f}, V_info {one['v_info']:.4f}"
+        for what, one in scores.items()
+    )
     return (
         f"{card}\n## In this package\n\n{used}`run.json` is the record of the training.\n\n"
         "## Validation\n\nScores as the ISBI-2012 challenge defines them, higher is better:\n\n"
-        f"{scored}\n\n"
+        f"{scored or 'None is on record.'}\n\n"
         "Score masks of your own labelled slices with a program that gives V_rand and V_info, not "
         "pixel accuracy: one missing pixel of membrane joins two cells.\n"
     )

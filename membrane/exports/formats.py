@@ -11,20 +11,19 @@ from membrane.errors import UserError, first_line
 
 
 class Format(NamedTuple):
-    """A format: the end of its default name, what must be installed, what Keras calls it."""
+    """A format: the end of its default name, and what must be installed."""
 
     suffix: str
     needs: tuple[str, ...] = ()
-    keras_name: str | None = None
 
 
 PACKAGE = "bioimageio"
 FORMATS = {
     PACKAGE: Format(".zip", ("bioimageio.core", "tf2onnx", "onnxruntime")),
-    "tf": Format("-tf", (), "tf_saved_model"),
-    "onnx": Format(".onnx", ("tf2onnx", "onnxruntime"), "onnx"),
-    "openvino": Format(".xml", ("openvino",), "openvino"),
-    "litert": Format(".tflite", (), "litert"),
+    "tf": Format("-tf"),
+    "onnx": Format(".onnx", ("tf2onnx", "onnxruntime")),
+    "openvino": Format(".xml", ("openvino",)),
+    "litert": Format(".tflite"),
 }
 LITERT_SIDE = 512  # px: LiteRT dilates only convolutions of one size
 ATTEMPTS = 5  # tf2onnx, at random, leaves out the last operation of about one network in fifty
@@ -52,12 +51,9 @@ def moved_when_whole(output: Path, name: str) -> Iterator[Path]:
 
 
 def write_format(network, name: str, path: Path) -> None:
-    """Writes a network, float32, by Keras' own export.
+    """Writes a network, float32, by Keras' own export in one of the `FORMATS`.
 
-    Args:
-        network: from one channel to P(interior), sides divisible by its stride.
-        name: of `FORMATS`.
-        path: of the file, or of tf's folder.
+    It takes one channel, sides divisible by its stride, and gives P(interior).
 
     Raises:
         UserError: Keras cannot write it, or an ONNX file does not give what the network gives.
@@ -66,7 +62,7 @@ def write_format(network, name: str, path: Path) -> None:
 
     shape = (1, LITERT_SIDE, LITERT_SIDE, 1) if name == "litert" else (None, None, None, 1)
     signature = [tf.TensorSpec(shape, tf.float32, name="image")]
-    keras_name = FORMATS[name].keras_name
+    keras_name = "tf_saved_model" if name == "tf" else name
     for _ in range(ATTEMPTS):
         try:
             network.export(str(path), format=keras_name, input_signature=signature, verbose=False)
@@ -78,7 +74,7 @@ def write_format(network, name: str, path: Path) -> None:
 
 
 def _gives_the_same(network, path: Path) -> bool:
-    """Whether an ONNX file gives what the network gives."""
+    """Tells whether an ONNX file gives what the network gives."""
     import numpy as np
     import onnxruntime
 

@@ -1,4 +1,4 @@
-"""Labels and maps as files have them, and whether labels fit their slices."""
+"""Labels and maps as files store them, and whether labels fit their slices."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,25 +9,21 @@ from membrane.errors import UserError
 from membrane.io.normalization import to_grey
 
 INTERIOR = 255  # in label and mask files; membrane is 0
-MIN_CONTRAST = (
-    0.1  # of the grey scale, by which cells are brighter than membrane where a label fits
-)
+MIN_CONTRAST = 0.1  # of the grey scale, of cells above membrane where a label fits
 
 
 def to_interior(label: np.ndarray, where: str) -> np.ndarray:
-    """Returns a label as bool, True = cell interior.
+    """Returns a label as bool (height, width), True = cell interior.
 
-    Args:
-        label: (height, width) of 0 = membrane and one of 1, 255, 65535 or True = interior.
-        where: what to call it in the error.
+    It has 0 = membrane, and one of 1, 255, 65535 or True = interior; `where` names it in an error.
 
     Raises:
         UserError: the label is not binary.
     """
     values = np.unique(to_grey(label))
-    two_numbers = len(values) == 2 and values[0] != 0
-    if len(values) > 2 or two_numbers or not set(values.tolist()) <= {0, 1, 255, 65535}:
-        shown = ", ".join(str(value) for value in values[:4]) + (", …" if len(values) > 4 else "")
+    marked = set(values.tolist()) - {0}
+    if len(marked) > 1 or not marked <= {1, 255, 65535}:
+        shown = ", ".join(map(str, values[:4])) + (", …" if len(values) > 4 else "")
         raise UserError(
             f"{where}: not a binary label, it has the values {shown}; "
             "expected 0 = membrane and one of 1, 255 or 65535 = cell interior"
@@ -36,18 +32,16 @@ def to_interior(label: np.ndarray, where: str) -> np.ndarray:
 
 
 def to_mask_bytes(mask: np.ndarray) -> np.ndarray:
-    """Turns a mask, bool, into what is written, in place: uint8, 0 = membrane, 255 = interior."""
+    """Turns a bool mask, in place, into what is written: uint8, 0 = membrane, 255 = interior."""
     written = mask.view(np.uint8)
     written *= np.uint8(INTERIOR)
     return written
 
 
 def to_probability(image: np.ndarray, where: str) -> np.ndarray:
-    """Returns a stored map of P(interior) as float64 in [0, 1].
+    """Returns a stored map of P(interior) as float64 (height, width) in [0, 1].
 
-    Args:
-        image: (height, width) of bool, uint8, uint16, or float in [0, 1].
-        where: what to call it in the error.
+    It has bool, uint8, uint16, or floats in [0, 1]; `where` names it in an error.
 
     Raises:
         UserError: another dtype, or floats beyond [0, 1].
@@ -73,30 +67,25 @@ def check_label_contrast(
 
     Args:
         names: of the slices.
-        images: float32 (height, width), normalised.
+        images: float32 (height, width) each, normalised.
         labels: bool (height, width) each, True = cell interior.
-        where: they come from.
+        where: the file or folder of the labels.
 
     Raises:
-        UserError: which label, or all of them.
+        UserError: which label is wrong, or that all are.
     """
-    if not any(label.any() for label in labels) or all(map(np.all, labels)):
+    if not any(map(np.any, labels)) or all(map(np.all, labels)):
         raise UserError(f"{where}: one class in all labels; expected 0 = membrane, 255 = interior")
-    count = len(names)
-    own = [_contrast(images[i], labels[i]) for i in range(count)]
+    own = _contrasts(images, labels)
     mean = _mean(own)
     if mean < -MIN_CONTRAST / 2 and np.mean([label.mean() for label in labels]) < 0.5:
         raise UserError(
             f"{where}: inverted: what they call membrane is bright, and most of each slice; "
             "expected 0 = membrane, 255 = interior"
         )
-    for step, which in ((1, "before"), (-1, "after")):
-        near = [
-            _contrast(images[i], labels[i + step])
-            for i in range(max(0, -step), min(count, count - step))
-            if images[i].shape == labels[i + step].shape
-        ]
-        if _mean(near) > max(2 * mean, MIN_CONTRAST):
+    neighbours = {"before": (images[:-1], labels[1:]), "after": (images[1:], labels[:-1])}
+    for which, pairs in neighbours.items():
+        if _mean(_contrasts(*pairs)) > max(2 * mean, MIN_CONTRAST):
             raise UserError(
                 f"{where}: each label fits the slice {which} its own; are they shifted?"
             )
@@ -105,14 +94,16 @@ def check_label_contrast(
             raise UserError(f"{where / name}: inverted, unlike the others")
 
 
-def _mean(contrasts: Sequence[float]) -> float:
-    """Returns their mean, 0 if there is none."""
-    known = [contrast for contrast in contrasts if not np.isnan(contrast)]
-    return float(np.mean(known)) if known else 0.0
+def _contrasts(images: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns by how much cells are brighter than membrane; NaN where that is not defined."""
+    contrasts = np.full(len(images), np.nan)
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        if image.shape == label.shape and 0 < label.mean() < 1:
+            contrasts[i] = image[label].mean() - image[~label].mean()
+    return contrasts
 
 
-def _contrast(image: np.ndarray, label: np.ndarray) -> float:
-    """Returns by how much cells are brighter than membrane; NaN where there is only one of them."""
-    if label.all() or not label.any():
-        return np.nan
-    return float(image[label].mean() - image[~label].mean())
+def _mean(contrasts: np.ndarray) -> float:
+    """Returns the mean of those that are defined, 0 if there is none."""
+    defined = contrasts[~np.isnan(contrasts)]
+    return defined.mean() if defined.size else 0.0

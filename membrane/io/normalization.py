@@ -1,4 +1,4 @@
-"""Grey values: every dtype and exposure to the scale that the network is trained on."""
+"""Grey values of every dtype and exposure, brought to the scale that the network is trained on."""
 
 import math
 from collections.abc import Callable
@@ -10,8 +10,8 @@ from skimage.measure import euler_number
 
 MEAN, DEVIATION = 0.491, 0.171  # of ISBI-2012's grey values / 255; every slice is brought to these
 LIMITS = -1.0, 2.0  # of normalised grey values
-PATCH, PATCHES = 256, 64  # px, and how many; larger slices' grey values are measured on these
-LOOK = 1024  # px, the side of what is looked at to tell a slice's polarity
+PATCH, PATCHES = 256, 64  # px, and their number; larger slices' grey values are measured on these
+LOOK = 1024  # px, the side of the part that tells a slice's polarity
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's convert("L")
 
 
@@ -49,17 +49,15 @@ def sample_regions(shape: tuple[int, int]) -> list[tuple[slice, slice]]:
         return [np.s_[0 : shape[0], 0 : shape[1]]]
     down = min(round(PATCHES**0.5), max(1, shape[0] // PATCH))
     counts = down, PATCHES // down
-    starts = [
+    tops, lefts = (
         np.linspace(0, max(0, side - PATCH), count).astype(int).tolist()
         for side, count in zip(shape, counts, strict=True)
-    ]
-    return [
-        np.s_[top : top + PATCH, left : left + PATCH] for top in starts[0] for left in starts[1]
-    ]
+    )
+    return [np.s_[top : top + PATCH, left : left + PATCH] for top in tops for left in lefts]
 
 
 def sample_pixels(image: np.ndarray) -> np.ndarray:
-    """Returns the pixels, in any order, that the grey values of a slice are measured on."""
+    """Returns the pixels, as one row, that the grey values of a slice are measured on."""
     return np.concatenate([image[part].ravel() for part in sample_regions(image.shape)])
 
 
@@ -70,12 +68,7 @@ def make_normalizer(
 
     Its mean and standard deviation, measured between its 1st and 99th percentile, become `mean`
     and `deviation`; so neither the dtype nor the exposure matters. A constant slice becomes `mean`.
-
-    Args:
-        sample: of the slice's pixels, as `sample` gives, in the slice's dtype.
-        mean: as for `normalize`.
-        deviation: the same.
-        invert: whether bright is to become dark.
+    The sample is what `sample_pixels` gives, in the slice's dtype; `invert` makes bright dark.
     """
     exact_in_float32 = sample.dtype.itemsize <= 2
     sample = sample.view(np.uint8) if sample.dtype == np.bool_ else sample
@@ -86,8 +79,8 @@ def make_normalizer(
         sample /= unit
     pixels = np.clip(sample, *np.percentile(sample, (1, 99)), dtype=np.float64)
     centre, spread = pixels.mean(), pixels.std()
+    deviation = -deviation if invert else deviation
     gain = deviation / spread if spread > 1e-9 * abs(centre) else 0.0
-    gain = -gain if invert else gain
     dtype = np.float32 if exact_in_float32 else np.float64
     gain, offset = dtype(gain / unit), dtype(mean - gain * centre)
 
@@ -102,10 +95,8 @@ def make_normalizer(
 
 def middle_region(shape: tuple[int, int]) -> tuple[slice, slice]:
     """Returns the rows and columns in the middle of a slice, as much as `looks_inverted` needs."""
-    starts = [max(0, (side - LOOK) // 2) for side in shape]
-    return tuple(
-        slice(start, min(start + LOOK, side)) for start, side in zip(starts, shape, strict=True)
-    )
+    margins = [(side, max(0, (side - LOOK) // 2)) for side in shape]
+    return tuple(slice(start, min(start + LOOK, side)) for side, start in margins)
 
 
 def looks_inverted(image: np.ndarray, scale: float = 1.0) -> bool:
@@ -116,15 +107,15 @@ def looks_inverted(image: np.ndarray, scale: float = 1.0) -> bool:
     differ. In an inverted slice it is the other way round.
 
     Args:
-        image: float32 (height, width) as `normalize` gives; what `middle_region` names will do.
-        scale: what to multiply its sides by, for pixels of the size that the network knows.
+        image: float32 (height, width) as `normalize` gives; its `middle_region` is enough.
+        scale: what its sides are multiplied by, for pixels of the size that the network knows.
     """
     if scale != 1.0:
         image = resize(image, tuple(max(1, round(side * scale)) for side in image.shape))
     smooth = ndimage.gaussian_filter(image, 3.0)[::2, ::2]
     detail = smooth - ndimage.gaussian_filter(smooth, 10.0)
-    dark, bright = (int(euler_number(part, 1)) for part in (detail < -0.03, detail > 0.03))
-    return dark - bright > 0.1 * (abs(dark) + abs(bright))
+    dark, bright = euler_number(detail < -0.03, 1), euler_number(detail > 0.03, 1)
+    return bool(dark - bright > 0.1 * (abs(dark) + abs(bright)))
 
 
 def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Pixel sizes in nm, as files state them and as flags may."""
+"""Pixel sizes in nm, as files and flags state them."""
 
 from pathlib import Path
 from xml.etree import ElementTree
@@ -39,9 +39,9 @@ def read_pixel_size(path: Path) -> float | None:
             else:
                 unit = (tiff.imagej_metadata or {}).get("unit")
                 unit = unit or RESOLUTION_UNITS.get(page.resolutionunit, "")
-                size = 1 / page.resolution[0] if page.resolution[0] else 0
+                size = 1 / page.resolution[0]
             size = float(size) * NANOMETRES.get(unit.lower(), 0)
-        except (AttributeError, TypeError, ValueError, ElementTree.ParseError):
+        except (AttributeError, ArithmeticError, TypeError, ValueError, ElementTree.ParseError):
             return None  # metadata that make no sense cost no slice
     return size if PLAUSIBLE[0] <= size <= PLAUSIBLE[1] else None
 

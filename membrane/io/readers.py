@@ -1,7 +1,6 @@
-"""Reads slices and stacks: PNG, TIFF, JPEG, BMP, any bit depth, page by page.
+"""Reads slices and stacks, page by page: PNG, TIFF, JPEG, BMP of any bit depth.
 
-Every image file that is read goes through here, so bright is high also where a TIFF stores white
-as zero.
+All image files are read here, so bright is high also where a TIFF stores white as zero.
 """
 
 import contextlib
@@ -22,9 +21,7 @@ from membrane.errors import UnreadableError, UserError, first_line
 TIFF_SUFFIXES = {".tif", ".tiff"}
 SUFFIXES = TIFF_SUFFIXES | {".png", ".jpg", ".jpeg", ".bmp"}
 MAX_PIXELS = 2**30  # of one slice; what claims more is refused before it is decoded
-PHOTOMETRICS = {
-    tifffile.PHOTOMETRIC[name] for name in ("MINISBLACK", "MINISWHITE", "RGB", "PALETTE")
-}
+PHOTOMETRICS = range(4)  # as TIFF numbers them: white is zero, black is zero, RGB, palette
 
 
 def natural_key(name: str) -> list:
@@ -49,10 +46,9 @@ def list_images(folder: Path) -> list[Path]:
         UserError: there is no such folder, or it holds no image.
     """
     try:
-        files = [path for path in folder.iterdir() if is_image(path.name)]
+        files = [path for path in folder.iterdir() if is_image(path.name) and path.name[0] != "."]
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed ({error.strerror}); name a folder") from None
-    files = [path for path in files if not path.name.startswith(".")]
     files = [path for path in files if path.is_file() or not path.exists()]  # or a link to nothing
     if not files:
         kinds = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
@@ -64,36 +60,29 @@ def count_pages(path: Path, max_pixels: int = MAX_PIXELS) -> int:
     """Returns how many slices `path` holds: the pages of a TIFF, otherwise 1."""
     with reading(path):
         path.stat()  # a link may lead nowhere
-    if path.suffix.lower() not in TIFF_SUFFIXES:
-        return 1
-    with reading(path), open_tiff(path) as tiff:
-        return sum(count for _, count in _tiff_series(tiff, max_pixels))
+        if path.suffix.lower() not in TIFF_SUFFIXES:
+            return 1
+        with open_tiff(path) as tiff:
+            return sum(count for _, count in _tiff_series(tiff, max_pixels))
 
 
 def read_pages(
     path: Path, max_pixels: int = MAX_PIXELS, start: int = 0, stop: int | None = None
 ) -> Iterator[np.ndarray]:
-    """Yields the slices of an image file, one at a time.
-
-    Args:
-        path: PNG, TIFF (also multi-page), JPEG or BMP.
-        max_pixels: of one slice; what claims more is refused before it is decoded.
-        start: the number of the first slice that is wanted, from 0.
-        stop: that of the first one that is not; None for all.
+    """Yields the slices of an image file one at a time, from `start`, counted from 0, to `stop`.
 
     Yields:
         Arrays (height, width), or (height, width, 3) for colour, in the file's own dtype (1-bit
         files as bool or 0 and 255); bright is high even where a TIFF stores white as zero.
 
     Raises:
-        UnreadableError: the file is no image, is damaged, or holds NaN or infinity.
+        UnreadableError: the file is no image, is damaged, holds NaN or infinity, or claims to have
+            more than `max_pixels` in a slice.
     """
     read = _read_tiff if path.suffix.lower() in TIFF_SUFFIXES else _read_picture
     for page in read(path, max_pixels, slice(start, stop)):
         if page.ndim not in (2, 3) or not page.size:
-            raise UnreadableError(
-                f"{path}: an image of shape {page.shape}; expected (height, width)"
-            )
+            raise UnreadableError(f"{path}: has the shape {page.shape}; expected (height, width)")
         if page.dtype.kind == "c":
             raise UnreadableError(f"{path}: complex numbers; save its grey values instead")
         if page.dtype.kind == "f" and not np.isfinite(page).all():
@@ -104,10 +93,10 @@ def read_pages(
 def read_named(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Yields (name, pixels) of every slice in a folder, stack or single file, in natural order.
 
-    The name is the file's without suffix, with [2] appended for the second page of a stack.
+    The name is the file's without its suffix; that of a stack's second page ends in [2].
 
     Raises:
-        UserError: there is nothing, two files have one name, or as `read_pages`.
+        UserError: there is nothing, two files have one name, or as for `read_pages`.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
@@ -152,10 +141,9 @@ def _read_picture(path: Path, max_pixels: int, wanted: slice) -> Iterator[np.nda
 
 def _check_size(path: Path, size: Sequence[int], max_pixels: int) -> None:
     if math.prod(size) > max_pixels:
-        claim = "x".join(map(str, size))
         raise UnreadableError(
-            f"{path}: {claim} px, over {max_pixels:,}; cut it into smaller ones, or raise "
-            "predict.py's --max-pixels"
+            f"{path}: {'x'.join(map(str, size))} px, over {max_pixels:,}; cut it into smaller "
+            "ones, or raise predict.py's --max-pixels"
         )
 
 
@@ -172,9 +160,8 @@ def open_tiff(path: Path) -> Iterator[tifffile.TiffFile]:
     faults, watch = [], logging.Handler(logging.ERROR)
     watch.emit = lambda record: faults.append(record.getMessage())
     tifffile.logger().addHandler(watch)
-    try:  # as OME, each file of a set would have all pages of the set
-        tiff = tifffile.TiffFile(path, is_ome=False)
-        with contextlib.closing(tiff):
+    try:  # read as OME, each file of a set would have all pages of the set
+        with tifffile.TiffFile(path, is_ome=False) as tiff:
             len(tiff.series)  # looks at every page
             if any("invalid page offset" in fault for fault in faults):
                 raise UnreadableError(f"{path}: cut short, pages are missing; get the file again")
@@ -183,17 +170,16 @@ def open_tiff(path: Path) -> Iterator[tifffile.TiffFile]:
         tifffile.logger().removeHandler(watch)
 
 
-def _tiff_series(
-    tiff: tifffile.TiffFile, max_pixels: int
-) -> list[tuple[tifffile.TiffPageSeries, int]]:
+def _tiff_series(tiff: tifffile.TiffFile, max_pixels: int) -> list[tuple]:
     """Returns each series of slices in an open TIFF with its number of slices."""
     path = Path(tiff.filehandle.path)
     if len({(_plane(series), series.dtype) for series in tiff.series}) != 1:
         raise UnreadableError(f"{path}: its pages differ in size or kind; save them separately")
     for series in tiff.series:
         _check_size(path, series.keyframe.shape[:2], max_pixels)
-        if series.keyframe.photometric not in PHOTOMETRICS:
-            kind = getattr(series.keyframe.photometric, "name", series.keyframe.photometric)
+        colours = series.keyframe.photometric
+        if colours not in PHOTOMETRICS:
+            kind = getattr(colours, "name", colours)
             raise UnreadableError(f"{path}: its colours are {kind}; save it as grey or RGB")
     return [(series, series.size // math.prod(_plane(series))) for series in tiff.series]
 

@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import json
-import math
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     An interruption at any moment leaves the old file, or none, never half of one.
     """
-    # savers go by the suffix; a name has 255 bytes at most, a character up to 4
+    # the suffix tells savers the format; a name has 255 bytes at most, a character up to 4
     part = path.with_name(f".part-{os.getpid()}-{path.name[-50:]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,22 +40,18 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def open_pages(path: Path, nbytes: int = 0) -> Iterator[Callable[[np.ndarray], None]]:
-    """Gives a function that writes uint8 (height, width) arrays, whole file or none.
+    """Gives a function that writes a uint8 (height, width) array as a PNG, whole file or none.
 
-    Args:
-        path: one PNG, or a TIFF that each array becomes a page of.
-        nbytes: about how many they will be in all; the form of a huge TIFF is another one.
+    Into a TIFF it writes each array that it is given as a page; one of many `nbytes` is a BigTIFF.
     """
     with atomic_write(path) as part:
         if path.suffix.lower() in TIFF_SUFFIXES:
             with tifffile.TiffWriter(part, bigtiff=nbytes > 2**31) as tiff:
                 kind = {"photometric": "minisblack", "compression": "zlib", "metadata": None}
                 yield partial(tiff.write, **kind)
-        else:
-            # run lengths make a mask's file as small as zlib's default does, in half the time
-            yield lambda page: Image.fromarray(page).save(
-                part, format="PNG", compress_type=zlib.Z_RLE
-            )
+        else:  # run lengths make a mask's file as small as zlib's default does, in half the time
+            kind = {"format": "PNG", "compress_type": zlib.Z_RLE}
+            yield lambda page: Image.fromarray(page).save(part, **kind)
 
 
 @contextlib.contextmanager
@@ -65,42 +60,30 @@ def open_labels(
 ) -> Iterator[Callable[[np.ndarray], None]]:
     """Gives a function that writes (height, width) labels into a TIFF, whole file or none.
 
-    Fiji and napari open it with its pixel size: as ImageJ's own kind of 16-bit TIFF, or, where that
-    does not hold the numbers, as a plain one of 32 bits.
-
-    Args:
-        path: of the TIFF.
-        shape: (pages, height, width).
-        largest: a label that none exceeds.
-        pixel_size: nm, or None.
+    Fiji and napari open it with its pixel size, in nm: as ImageJ's own kind of 16-bit TIFF, or,
+    where that does not hold the `largest` label, as a plain one of 32 bits. The shape is (pages,
+    height, width).
     """
     imagej = largest < 2**16
-    dtype = np.dtype(np.uint16 if imagej else np.uint32)
-    known = {"metadata": {"axes": "ZYX" if shape[0] > 1 else "YX"}} if imagej else {}
-    if pixel_size and imagej:
-        known["metadata"]["unit"] = "nm"
-        known |= {"resolution": (1 / pixel_size, 1 / pixel_size)}
-    elif pixel_size:
-        known |= {
-            "resolution": (1e7 / pixel_size, 1e7 / pixel_size),
-            "resolutionunit": "CENTIMETER",
-        }
+    dtype = np.dtype(">u2" if imagej else ">u4")
+    shape = shape if shape[0] > 1 else shape[1:]
+    options = {"photometric": "minisblack", "imagej": imagej, "byteorder": ">"}
+    if imagej:
+        unit = {"unit": "nm"} if pixel_size else {}
+        options["metadata"] = {"axes": "ZYX"[-len(shape) :], **unit}
+    if pixel_size:
+        options["resolution"] = [(1 if imagej else 1e7) / pixel_size] * 2
+        options["resolutionunit"] = None if imagej else "CENTIMETER"
     with atomic_write(path) as part:
-        shape = shape if shape[0] > 1 else shape[1:]
-        options = {"photometric": "minisblack", "imagej": imagej, "byteorder": ">", **known}
         place, _ = tifffile.imwrite(part, shape=shape, dtype=dtype, returnoffset=True, **options)
         with open(part, "r+b") as file:  # no map of it: a full disk would end the program
             file.seek(place)
-            yield lambda page: file.write(page.astype(dtype.newbyteorder(">")).tobytes())
+            yield lambda page: file.write(page.astype(dtype).tobytes())
 
 
 @contextlib.contextmanager
 def open_maps(path: Path, count: int) -> Iterator[Callable[[np.ndarray], None]]:
     """Gives a function that appends float32 (height, width) pages to a TIFF, whole file or none.
-
-    Args:
-        path: of the TIFF.
-        count: how many pages there will be.
 
     Raises:
         UserError: the pages differ in size.
@@ -144,14 +127,6 @@ def write_pages(path: Path, pages: Sequence[np.ndarray]) -> None:
 
 def write_json(path: Path, content: dict) -> None:
     """Writes `content` as indented JSON, NaN as null, whole or not at all."""
-    text = json.dumps(_without_nan(content), indent=2, allow_nan=False)
+    content = json.loads(json.dumps(content), parse_constant={"NaN": None}.__getitem__)
     with atomic_write(path) as part:
-        part.write_text(text + "\n", encoding="utf-8")
-
-
-def _without_nan(value):
-    if isinstance(value, dict):
-        return {key: _without_nan(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(one) for one in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The page on which a prediction is looked at: index.html beside the masks, and its pictures."""
+"""The page that shows a prediction: index.html beside the masks, and its pictures."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from membrane.io.normalization import to_bytes
 from membrane.io.writers import atomic_write
 from membrane.viewer.plots import MISSED, THUMBNAIL
 
-VIEW = 2048  # px, the side from whose double on the page shows a slice thinned
+VIEW = 2048  # px; a slice with twice this side or more is shown thinned
 COLOURS = [0, 0, 0, *np.random.default_rng(0).integers(60, 256, 3 * 255).tolist()]  # of labels
 
 
@@ -22,10 +22,10 @@ def make_views(image: np.ndarray, mask: np.ndarray, probability=None, labels=Non
     """Makes the pictures of a slice that the page shows.
 
     Args:
-        image: about [0, 1], float (height, width), of any size.
+        image: float (height, width), about [0, 1], of any size.
         mask: uint8 (height, width), 255 = interior.
-        probability: uint8 (height, width), or None.
-        labels: integers (height, width), or None.
+        probability: P(interior) as uint8 (height, width), or None.
+        labels: integers (height, width), 0 = on no cell, or None.
 
     Returns:
         The content of each file, by the end of its name.
@@ -51,38 +51,33 @@ def make_views(image: np.ndarray, mask: np.ndarray, probability=None, labels=Non
 
 
 def write_page(path: Path, slices: Sequence[dict], about: str, command: str) -> None:
-    """Writes the page on which a prediction is looked at, of page.html.
+    """Writes the page that shows a prediction, from the template page.html.
 
-    Args:
-        path: of the page; the pictures lie in about/page beside it.
-        slices: of each its name, membrane fraction, the start of its pictures' names (file), and
-            the ends of these names (kinds).
-        about: a line on what was done.
-        command: that did it.
+    The pictures lie in about/page beside it. A slice is given by its name, its membrane fraction
+    (membrane), the start of its pictures' names (file), and the ends of these names (kinds).
     """
     data = {"slices": slices, "about": about, "command": command}
-    template = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    text = text.replace("const DATA = {};", f"const DATA = {_script(data)};", 1)
     with atomic_write(path) as part:
-        text = template.replace("const DATA = {};", f"const DATA = {_script(data)};", 1)
         part.write_text(text, encoding="utf-8")
 
 
 def add_scores(path: Path, scores: dict[str, dict[str, float]]) -> None:
     """Writes scores into a page of `write_page`, by the slices' names."""
+    line = f"const SCORES = {_script(scores)};"
     text = path.read_text(encoding="utf-8")
-    text = re.sub(
-        "const SCORES = .*;", lambda _: f"const SCORES = {_script(scores)};", text, count=1
-    )
+    text = re.sub("const SCORES = .*;", lambda _: line, text, count=1)
     with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def thin(image: np.ndarray, side: int = 2 * THUMBNAIL) -> np.ndarray:
-    """Returns a slice with rows and columns left out if it is more than twice as large as asked."""
+    """Returns a slice, with rows and columns left out if a side is twice as long as asked."""
     step = max(1, max(image.shape) // side)
     return np.ascontiguousarray(image[::step, ::step])
 
 
 def _script(value) -> str:
-    """Returns JSON in which no name can end the page's script."""
+    """Returns a value as JSON in which no name can end the page's script."""
     return json.dumps(value).replace("<", "\\u003c")

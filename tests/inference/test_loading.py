@@ -112,7 +112,7 @@ def test_a_model_that_cannot_be_trusted_is_refused(
 
 
 @pytest.mark.filterwarnings("ignore:Skipping invalid path")
-def test_a_model_writes_nowhere(trained, one_slice, tmp_path):
+def test_a_model_writes_nowhere(one_slice, tmp_path):
     shutil.copytree(PRETRAINED, tmp_path / "a/b/run")
     (tmp_path / "a/b/run/model.keras").write_bytes(repack(climbing))
     flags = ["--model", tmp_path / "a/b/run", "--output", tmp_path / "masks"]

@@ -1,4 +1,4 @@
-"""The real kagglehub client against a server on this machine, in good and in bad weather."""
+"""The real kagglehub client against a server on this machine, with and without faults."""
 
 import io
 import json
@@ -91,7 +91,7 @@ def server(members, monkeypatch, tmp_path):
 
 
 def load(tmp_path):
-    return data.load_pairs(data.find_data_set(None, tmp_path / "drawn"))
+    return data.load_pairs(data.find_data_set(None, tmp_path / "synthetic"))
 
 
 def check_good(server, tmp_path):
@@ -114,15 +114,15 @@ def test_the_data_set_is_downloaded_once(server, tmp_path):
     (404, "404"), (403, "403"), (500, "500"), ("cut short", "cannot be downloaded"),
     ("garbage", "Unsupported archive type"),
 ])  # fmt: skip
-def test_a_failed_download_is_said_in_a_line_and_the_next_try_succeeds(
+def test_a_failed_download_is_reported_in_a_line_and_the_next_try_succeeds(
     server, tmp_path, capsys, fault, words
 ):
     server.fault = fault
     for _ in range(2):
         assert train.main(["--epochs", "1", "--output", str(tmp_path / "run")]) == 2
         lines = capsys.readouterr().err.splitlines()
-        said = [line for line in lines if line.startswith("train.py: error: ")]
-        assert len(said) == 1 and words in said[0] and "--data DIR" in said[0]
+        errors = [line for line in lines if line.startswith("train.py: error: ")]
+        assert len(errors) == 1 and words in errors[0] and "--data DIR" in errors[0]
         assert not any("Traceback" in line for line in lines)
     assert outside(tmp_path) == set()
     server.fault = None
@@ -138,7 +138,7 @@ def test_half_a_download_in_the_cache_is_gone_on_with(server, tmp_path):
     check_good(server, tmp_path)
 
 
-def test_a_cache_that_cannot_be_written_is_said(server, tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_reported(server, tmp_path, monkeypatch):
     monkeypatch.setenv("KAGGLEHUB_CACHE", "/proc/none")
     with pytest.raises(UserError, match="cannot be downloaded"):
         load(tmp_path)

@@ -53,12 +53,14 @@ LABELS = {
     "one inverted": (
         lambda labels: edit(labels[2], lambda label: 255 - label), "slice_3: inverted"),
     "shifted by one": (shift, "fits the slice after its own"),
-    "resized": (each(lambda label: label[::2, ::2]), "must have the same size"),
-    "with soft edges": (each(soften), "not a binary label"),
+    "resized": (
+        each(lambda label: label[::2, ::2]), "slice_1: a slice of 112x96 px with a label of 56x48"),
+    "with soft edges": (each(soften), "slice_1: not a binary label"),
     "all cell": (each(lambda label: label | 255), "one class in all labels"),
-    "one missing": (lambda labels: labels[3].unlink(), "every slice needs its label"),
+    "one missing": (lambda labels: labels[3].unlink(), "has 3; every slice needs its label"),
     "one cut short": (lambda labels: labels[0].write_bytes(labels[0].read_bytes()[:99]), "slice_1"),
-    "one renamed": (lambda labels: labels[0].rename(labels[0].with_name("b.png")), "of that name"),
+    "one renamed": (
+        lambda labels: labels[0].rename(labels[0].with_name("b.png")), "slice_1 has no label of"),
     "one twice": (lambda labels: shutil.copy(labels[0], labels[0].with_suffix(".bmp")), "one name"),
 }  # fmt: skip
 

@@ -13,8 +13,6 @@ from membrane.errors import UserError
 from membrane.training import callbacks
 
 pytestmark = pytest.mark.usefixtures("small_epochs")
-
-
 RESUMED = [*SMALL, "--epochs", "4", "--seed", "5"]
 
 

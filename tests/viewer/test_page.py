@@ -3,13 +3,12 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import PRETRAINED, run, run_predict
 from PIL import Image
 
 import evaluate
-import predict
 from membrane import synthetic
 from membrane.inference import outputs
-from membrane.runs import OUTPUTS
 from membrane.viewer import page
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -20,7 +19,7 @@ QUIET = ("disable-background-networking", "disable-component-update", "window-si
 
 @pytest.fixture(scope="module")
 def masks(tmp_path_factory):
-    """Masks of three drawn slices, one with a name that is HTML, and their labels."""
+    """Masks of three synthetic slices, one with a name that is HTML, and their labels."""
     root = tmp_path_factory.mktemp("page")
     for part in ("slices", "labels"):
         (root / part).mkdir()
@@ -28,8 +27,8 @@ def masks(tmp_path_factory):
         image, interior = synthetic.make_slice(200, 240, seed)
         Image.fromarray(image).save(root / "slices" / f"{name}.png")
         Image.fromarray(interior * np.uint8(255)).save(root / "labels" / f"{name}.png")
-    flags = ["--model", str(OUTPUTS / "pretrained"), "--probability", "--labels", "--no-tta"]
-    assert predict.main([str(root / "slices"), *flags, "--output", str(root / "masks")]) == 0
+    flags = ["--model", PRETRAINED, "--probability", "--labels", "--output", root / "masks"]
+    assert run_predict(root / "slices", *flags) == 0
     return root / "masks"
 
 
@@ -49,7 +48,7 @@ def browser():
     driver.quit()
 
 
-def test_keys_buttons_and_slider_of_the_page_do_what_they_say(masks, browser, tmp_path):
+def test_keys_buttons_and_slider_of_the_page_do_what_they_say(masks, browser):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.ui import WebDriverWait
@@ -101,10 +100,10 @@ def test_keys_buttons_and_slider_of_the_page_do_what_they_say(masks, browser, tm
     assert [one for one in browser.get_log("browser") if one["level"] == "SEVERE"] == []
 
 
-def test_scores_are_shown_once_the_masks_are_evaluated(masks, browser, capsys):
+def test_scores_are_shown_once_the_masks_are_evaluated(masks, browser):
     from selenium.webdriver.common.by import By
 
-    assert evaluate.main([str(masks), str(masks.parent / "labels")]) == 0
+    assert run(evaluate, masks, masks.parent / "labels") == 0
     browser.get((masks / "index.html").as_uri())
     assert "v_rand 0.9" in browser.find_element(By.ID, "facts").text
 

@@ -1,12 +1,12 @@
 import dataclasses
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 import zarr
+from conftest import PRETRAINED, run_predict
 from PIL import Image
 
 import predict
@@ -18,27 +18,25 @@ from membrane.io import normalization
 from membrane.io.labels import to_mask_bytes
 from membrane.volumes import blocks, dask_cluster, jobs, scheduler, store
 
-MODEL = Path(predict.__file__).parent / "outputs/pretrained"
 STACK = np.stack([synthetic.make_slice(70, 90, seed)[0] for seed in range(6)])
 
 
 @pytest.fixture
 def stack(tmp_path, monkeypatch):
-    """A volume of drawn slices as Zarr, and blocks of two slices."""
+    """A volume of synthetic slices as Zarr, and blocks of two slices."""
     monkeypatch.setattr(jobs, "DEPTH", 2)
     zarr.create_array(str(tmp_path / "stack.zarr"), data=STACK, chunks=(2, 32, 32))
     return tmp_path / "stack.zarr"
 
 
 def run(source, output, *flags):
-    flags = ["--no-tta", "--output", output, "--model", MODEL, *flags]
-    return predict.main([str(source), *map(str, flags)])
+    return run_predict(source, "--output", output, "--model", PRETRAINED, *flags)
 
 
 def make_job(source, folder, **others):
     known = {
         "state": "",
-        "model": MODEL / "model.keras",
+        "model": PRETRAINED / "model.keras",
         "max_pixels": 10**6,
         "make_mask": predict.make_mask,
         "threshold": 0.6,
@@ -90,15 +88,15 @@ def test_the_grey_values_of_a_large_slice_are_the_same_from_a_file_and_from_chun
     monkeypatch.setattr(normalization, "PATCH", 6)
     tifffile.imwrite(tmp_path / "stack.tif", STACK, photometric="minisblack")
     sources = [store.open_volume(path, 10**6) for path in (stack, tmp_path / "stack.tif")]
-    area = (slice(3, 40), slice(0, 50))
-    (chunked, many), (stored, others) = (blocks._read(one, slice(1, 4), area) for one in sources)
+    region = (slice(3, 40), slice(0, 50))
+    (chunked, many), (stored, others) = (blocks._read(one, slice(1, 4), region) for one in sources)
     assert np.array_equal(chunked, stored) and chunked.shape == (3, 37, 50)
     for one, other in zip(many, others, strict=True):
         assert one.size == 64 * 36 and np.array_equal(one, other)
     reads = []
     file = dataclasses.replace(sources[1], read=lambda *a: reads.append(a) or sources[1].read(*a))
     for z in range(2):
-        blocks._read(file, slice(z, z + 1), area)
+        blocks._read(file, slice(z, z + 1), region)
     assert len(reads) == 2
 
 
@@ -114,7 +112,7 @@ def test_masks_do_not_depend_on_the_blocks(tmp_path, monkeypatch, plain):
     big = np.stack([synthetic.make_slice(150, 101, seed)[0] for seed in range(3)])
     zarr.create_array(str(tmp_path / "big.zarr"), data=big, chunks=(2, 32, 32))
     source = store.open_volume(tmp_path / "big.zarr", 10**6)
-    predictor = Predictor(load_network(MODEL / "model.keras"), tile=(48, 48))
+    predictor = Predictor(load_network(PRETRAINED / "model.keras"), tile=(48, 48))
     shape = jobs.choose_block(source.shape)
     assert shape == (2, 64, 64)
     plan = {"block": shape, "levels": store.plan_levels(source.shape, source.voxel)}
@@ -150,9 +148,9 @@ def test_a_truncated_chunk_costs_its_block_and_is_predicted_once_mended(stack, t
     content = chunk.read_bytes()
     chunk.write_bytes(content[:20])
     assert run(stack, tmp_path / "masks") == 1
-    said = capsys.readouterr()
-    assert "chunk c/1/0/2 cannot be read" in said.err and "4 masks in" in said.out
-    assert "the same command" in said.out and "Look at" not in said.out.split("masks")[-1]
+    printed = capsys.readouterr()
+    assert "chunk c/1/0/2 cannot be read" in printed.err and "4 masks in" in printed.out
+    assert "the same command" in printed.out and "Look at" not in printed.out.split("masks")[-1]
     part = read(tmp_path / "masks/stack.zarr")
     whole = read(tmp_path / "whole/stack.zarr")
     assert np.array_equal(part[[0, 1, 4, 5]], whole[[0, 1, 4, 5]])
@@ -187,12 +185,12 @@ def test_other_settings_are_not_mixed_into_unfinished_masks(stack, tmp_path, cap
 
 def test_a_dry_run_plans_and_writes_nothing(stack, tmp_path, capsys):
     assert run(stack, tmp_path / "masks", "--dry-run") == 0
-    said = capsys.readouterr().out
-    assert "6 × 70 × 90 (z, y, x)" in said and "Blocks: 3 of 2 × 70 × 90" in said
-    assert "Mpixel/s" in said and not (tmp_path / "masks").exists()
+    printed = capsys.readouterr().out
+    assert "6 × 70 × 90 (z, y, x)" in printed and "Blocks: 3 of 2 × 70 × 90" in printed
+    assert "Mpixel/s" in printed and not (tmp_path / "masks").exists()
 
 
-def test_a_zarr_without_the_libraries_says_what_to_install(stack, tmp_path, monkeypatch, capsys):
+def test_a_zarr_without_the_libraries_names_what_to_install(stack, tmp_path, monkeypatch, capsys):
     for name in [name for name in sys.modules if name.startswith("membrane.volumes")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "zarr", None)
@@ -202,11 +200,13 @@ def test_a_zarr_without_the_libraries_says_what_to_install(stack, tmp_path, monk
     assert run(tmp_path / "stack.tif", tmp_path / "masks") == 0
 
 
-def test_a_scheduler_that_does_not_answer_is_said_in_one_line(stack, tmp_path, monkeypatch, capsys):
+def test_a_scheduler_that_does_not_answer_is_reported_in_one_line(
+    stack, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(dask_cluster, "CONNECT_SECONDS", 1)
     assert run(stack, tmp_path / "masks", "--scheduler", "tcp://127.0.0.1:9") == 2
-    said = capsys.readouterr().err
-    assert "no Dask scheduler answers there" in said and len(said.splitlines()) == 1
+    printed = capsys.readouterr().err
+    assert "no Dask scheduler answers there" in printed and len(printed.splitlines()) == 1
 
 
 def test_a_huge_slice_is_cut_where_windows_are_and_a_resampled_one_is_not():

@@ -28,10 +28,12 @@ def stack(tmp_path_factory):
 
 
 def read(masks):
+    """Returns all voxels of the masks."""
     return zarr.open_group(str(masks / "stack.zarr"), mode="r")["0"][:]
 
 
 def count(masks):
+    """Returns how many blocks are done."""
     return len(list((masks / "about/blocks").glob("0-*.json")))
 
 
@@ -99,10 +101,8 @@ def test_a_driver_killed_beside_its_cluster_goes_on_with_two_workers(stack, tmp_
         start_worker()
         process = start_and_wait_for(2, source, masks, "--scheduler", address)
         kill(process)
-        flags = ["--scheduler", address]
-        again = subprocess.run(
-            predict_command(source, masks, *flags), capture_output=True, text=True
-        )
+        again = predict_command(source, masks, "--scheduler", address)
+        again = subprocess.run(again, capture_output=True, text=True)
     assert again.returncode == 0 and "Going on" in again.stdout, again.stderr
     assert np.array_equal(read(masks), whole)
 

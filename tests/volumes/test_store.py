@@ -13,7 +13,7 @@ from membrane.volumes import store
 
 RNG = np.random.default_rng(0)
 VOLUME = RNG.integers(0, 60_000, (5, 40, 30)).astype(np.uint16)
-Z, AREA = slice(1, 4), (slice(7, 33), slice(2, 30))
+Z, REGION = slice(1, 4), (slice(7, 33), slice(2, 30))
 
 
 def write_zarr(path, form):
@@ -56,9 +56,9 @@ def test_a_part_of_a_volume_is_what_was_stored(tmp_path, kind):
     KINDS[kind](tmp_path / kind)
     found = store.open_volume(tmp_path / kind, 10_000)
     assert found.shape == VOLUME.shape and found.itemsize == 2
-    part = found.read(Z, AREA)
+    part = found.read(Z, REGION)
     assert part.dtype.newbyteorder("=") == np.uint16
-    assert np.array_equal(part, VOLUME[(Z, *AREA)])
+    assert np.array_equal(part, VOLUME[(Z, *REGION)])
     if kind.startswith("ome"):
         assert np.allclose(found.voxel, (30, 8, 8))
 
@@ -84,7 +84,7 @@ def test_what_is_no_single_volume_is_refused(tmp_path, shape):
 def test_a_single_slice_is_a_volume_of_one(tmp_path):
     zarr.create_array(str(tmp_path / "a.zarr"), data=VOLUME[0])
     found = store.open_volume(tmp_path / "a.zarr", 10_000)
-    assert np.array_equal(found.read(slice(0, 1), AREA)[0], VOLUME[(0, *AREA)])
+    assert np.array_equal(found.read(slice(0, 1), REGION)[0], VOLUME[(0, *REGION)])
 
 
 def test_axes_in_another_order_are_refused(tmp_path):
@@ -111,9 +111,9 @@ def test_a_truncated_chunk_is_named(tmp_path, form, chunk):
     file = tmp_path / "a.zarr" / chunk
     file.write_bytes(file.read_bytes()[:40])
     found = store.open_volume(tmp_path / "a.zarr", 10_000)
-    assert np.array_equal(found.read(slice(0, 2), AREA), VOLUME[(slice(0, 2), *AREA)])
+    assert np.array_equal(found.read(slice(0, 2), REGION), VOLUME[(slice(0, 2), *REGION)])
     with pytest.raises(UnreadableError, match=f"chunk {chunk} cannot be read"):
-        found.read(Z, AREA)
+        found.read(Z, REGION)
 
 
 def test_slices_of_several_sizes_are_no_volume(tmp_path):
@@ -121,7 +121,7 @@ def test_slices_of_several_sizes_are_no_volume(tmp_path):
     Image.fromarray(VOLUME[0, :20]).save(tmp_path / "folder" / "slice 3.png")
     found = store.open_volume(tmp_path / "folder", 10_000)
     with pytest.raises(UnreadableError, match=r"slice 3\.png: 20x30 px, the first slice has 40x30"):
-        found.read(slice(0, 5), AREA)
+        found.read(slice(0, 5), REGION)
 
 
 def test_a_pyramid_halves_z_only_where_voxels_are_not_longer_in_z():
