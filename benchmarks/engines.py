@@ -30,7 +30,7 @@ SIDE = 512  # px, of a slice
 SHAPES = ((512, 512), (384, 384), (256, 256), (256, 1024))  # px; each engine is shown at its best
 DTYPES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}  # of P(interior), at most
-BATCH, STEPS = 8, 24  # tiles of 256x256 px, and training steps in a round
+BATCH, STEPS = 8, 12  # tiles of 256x256 px, and training steps in a round
 ONNX = "network.onnx"
 
 

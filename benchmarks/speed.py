@@ -36,8 +36,9 @@ from membrane.errors import UserError
 
 RESULT = HERE / "speed.json"
 CONTEXT = multiprocessing.get_context("spawn")
-SLICES, QUICK_SLICES = 24, 8
-ROUNDS, REPEATS = 3, 3  # of the engines in turn; of the work in each
+SLICES, ROUNDS = 24, 3
+QUICK_SLICES, QUICK_ROUNDS = 8, 2
+REPEATS = 3  # of the work, in each round
 UNITS = {"network": "Mpixel/s", "pipeline": "Mpixel/s", "training": "tiles/s"}
 
 
@@ -108,7 +109,8 @@ def measure(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         engines.write_inputs(args.data, QUICK_SLICES if args.quick else SLICES, folder)
-        rows = take_turns(jobs, folder) + time_starts(folder)
+        rounds = QUICK_ROUNDS if args.quick else ROUNDS
+        rows = take_turns(jobs, folder, rounds) + time_starts(folder)
     result = {"cpu": describe_cpu(), "rows": rows}
     if args.quick:
         print(draw(result))
@@ -119,10 +121,13 @@ def measure(args: argparse.Namespace) -> int:
     return int(any("failure" in row and row["engine"].startswith("ours") for row in rows))
 
 
-def take_turns(jobs: Sequence[Job], folder: Path) -> list[dict]:
+def take_turns(jobs: Sequence[Job], folder: Path, rounds: int) -> list[dict]:
     """Measures every job once per round, in turn; returns a row for each."""
-    rounds = [[measure_apart(job, folder) for job in jobs] for _ in range(ROUNDS)]
-    return [make_row(job, results) for job, *results in zip(jobs, *rounds, strict=True)]
+    results = []
+    for number in range(rounds):
+        print(f"Round {number + 1} of {rounds}", flush=True)
+        results.append([measure_apart(job, folder) for job in jobs])
+    return [make_row(*columns) for columns in zip(jobs, *results, strict=True)]
 
 
 def measure_apart(job: Job, folder: Path) -> dict:
@@ -162,7 +167,7 @@ def measure_engine(connection: Connection, job: Job, folder: Path) -> None:
     connection.send({"rates": rates, "peak_mib": int(peak[1]) / 1024})
 
 
-def make_row(job: Job, results: Sequence[dict]) -> dict:
+def make_row(job: Job, *results: dict) -> dict:
     """Returns the median of an engine's rounds, and the shape at which it is fastest."""
     row = dict(zip(("kind", "engine", "precision"), job, strict=False))
     for result in results:
