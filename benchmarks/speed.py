@@ -39,6 +39,7 @@ CONTEXT = multiprocessing.get_context("spawn")
 SLICES, ROUNDS = 24, 3
 QUICK_SLICES, QUICK_ROUNDS = 8, 2
 REPEATS = 3  # of the work, in each round
+TIMEOUT = 900  # s, for a round of one engine
 UNITS = {"network": "Mpixel/s", "pipeline": "Mpixel/s", "training": "tiles/s"}
 
 
@@ -137,11 +138,14 @@ def measure_apart(job: Job, folder: Path) -> dict:
     process.start()
     theirs.close()
     try:
+        if not connection.poll(TIMEOUT):
+            return {"failure": f"no result in {TIMEOUT} s"}
         return connection.recv()
     except EOFError:
         process.join()
         return {"failure": f"died with status {process.exitcode}"}
     finally:
+        process.kill()  # some engines wait for their own threads when they end
         process.join()
 
 

@@ -166,7 +166,7 @@ def calibrate(
 ) -> dict:
     """Finds the threshold on P(interior) that serves V_rand and V_info together.
 
-    It takes what `score_thresholds` takes.
+    Labels, segmentations and thresholds are as for `score_thresholds`.
 
     Returns:
         threshold: the candidate of `choose_threshold`.

@@ -71,7 +71,7 @@ def write_package(
     parameters = f"{network.count_params():,} parameters"
     flags = record.get("flags", {})
     papers = UNET | (ISBI if flags.get("data") == "kaggle" or flags.get("init") else {})
-    # of folders on this machine their names are enough
+    # the package names folders of this machine, but not where they are
     named = {key: Path(one).name if isinstance(one, str) else one for key, one in flags.items()}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -116,7 +116,7 @@ def write_package(
 
 
 def _describe_weights(path: Path) -> dict:
-    """Returns what the two files of weights were written with, the path being that of ONNX."""
+    """Returns both files of weights and the versions of their formats; the path is the ONNX one."""
     opset = next(one.version for one in onnx.load(path).opset_import if not one.domain)
     versions = {"keras_version": keras.__version__, "backend": ["tensorflow", tf.__version__]}
     return {

@@ -53,7 +53,7 @@ def moved_when_whole(output: Path, name: str) -> Iterator[Path]:
 def write_format(network, name: str, path: Path) -> None:
     """Writes a network, float32, by Keras' own export in one of the `FORMATS`.
 
-    It takes one channel, sides divisible by its stride, and gives P(interior).
+    The network takes one channel, with sides divisible by its stride, and gives P(interior).
 
     Raises:
         UserError: Keras cannot write it, or an ONNX file does not give what the network gives.

@@ -23,7 +23,9 @@ def with_dtype(model: keras.Model, dtype: str) -> keras.Model:
             config["dtype"] = "float32" if mixed_output else dtype
         return layer.__class__.from_config(config)
 
-    copy = keras.models.clone_model(model, clone_function=convert)
+    # a compiled model would be cloned with its optimizer
+    uncompiled = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    copy = keras.models.clone_model(uncompiled, clone_function=convert)
     copy.set_weights(model.get_weights())
     return copy
 

@@ -1,7 +1,7 @@
-"""Guards around kagglehub: its cache holds nothing that was refused, and nothing too large.
+"""Guards around kagglehub: its cache keeps nothing that was refused, and nothing too large.
 
 kagglehub downloads and unpacks in one call, keeps whatever an archive holds, and asks the network
-again for a handle without a version, also where the cache has it.
+again for a handle without a version, even if the data set is in the cache.
 """
 
 import contextlib
@@ -17,14 +17,14 @@ MAX_UNPACKED_BYTES = 2**31  # of a data set; ISBI-2012 has 3e7
 
 
 def cached_version(handle: str) -> str:
-    """Returns the handle with the newest version that the cache has whole, else as it is."""
+    """Returns the handle with the newest version that is complete in the cache, else as it is."""
     versions = [int(mark.stem) for mark in _cache(handle).glob("*.complete")]
     return f"{handle}/versions/{max(versions)}" if versions else handle
 
 
 @contextlib.contextmanager
 def guarded_download(handle: str) -> Iterator[None]:
-    """Lets zipfile unpack no more than there can be; an archive that is none is not kept."""
+    """Refuses to unpack a data set that is too large, and keeps no download that is no archive."""
     unpack = zipfile.ZipFile.extractall
 
     def check(archive: zipfile.ZipFile, *args, **kwargs):
@@ -48,9 +48,9 @@ def guarded_download(handle: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def invalidate_cache_on_error(handle: str, fresh: bool, advice: str) -> Iterator[None]:
-    """Lets the next command download a data set again if what has just come is refused.
+    """Lets the next command download a data set again if a fresh one is refused.
 
-    One that was in the cache stays: it has been good before, so the disk is to blame.
+    One that was in the cache before stays: it was good then, so the disk is to blame.
     """
     try:
         yield
@@ -63,5 +63,5 @@ def invalidate_cache_on_error(handle: str, fresh: bool, advice: str) -> Iterator
 
 
 def _cache(handle: str) -> Path:
-    """Returns where kagglehub keeps a data set, its archives and its marks of completeness."""
+    """Returns the folder of a data set: versions, N.archive while loading, N.complete when done."""
     return Path(get_cache_folder(), "datasets", handle)

@@ -9,13 +9,13 @@ from membrane.errors import UserError
 from membrane.io.normalization import to_grey
 
 INTERIOR = 255  # in label and mask files; membrane is 0
-MIN_CONTRAST = 0.1  # of the grey scale, of cells above membrane where a label fits
+MIN_CONTRAST = 0.1  # of the grey scale; cells are brighter by this where a label fits
 
 
 def to_interior(label: np.ndarray, where: str) -> np.ndarray:
     """Returns a label as bool (height, width), True = cell interior.
 
-    It has 0 = membrane, and one of 1, 255, 65535 or True = interior; `where` names it in an error.
+    It holds 0 = membrane and one of 1, 255, 65535 or True = interior; errors call it `where`.
 
     Raises:
         UserError: the label is not binary.
@@ -41,7 +41,7 @@ def to_mask_bytes(mask: np.ndarray) -> np.ndarray:
 def to_probability(image: np.ndarray, where: str) -> np.ndarray:
     """Returns a stored map of P(interior) as float64 (height, width) in [0, 1].
 
-    It has bool, uint8, uint16, or floats in [0, 1]; `where` names it in an error.
+    It is stored as bool, uint8, uint16, or floats in [0, 1]; errors call it `where`.
 
     Raises:
         UserError: another dtype, or floats beyond [0, 1].

@@ -69,7 +69,7 @@ def count_pages(path: Path, max_pixels: int = MAX_PIXELS) -> int:
 def read_pages(
     path: Path, max_pixels: int = MAX_PIXELS, start: int = 0, stop: int | None = None
 ) -> Iterator[np.ndarray]:
-    """Yields the slices of an image file one at a time, from `start`, counted from 0, to `stop`.
+    """Yields the slices of an image file one at a time: those that [start:stop] takes of them.
 
     Yields:
         Arrays (height, width), or (height, width, 3) for colour, in the file's own dtype (1-bit

@@ -40,9 +40,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def open_pages(path: Path, nbytes: int = 0) -> Iterator[Callable[[np.ndarray], None]]:
-    """Gives a function that writes a uint8 (height, width) array as a PNG, whole file or none.
+    """Gives a function that writes uint8 (height, width) arrays, whole file or none.
 
-    Into a TIFF it writes each array that it is given as a page; one of many `nbytes` is a BigTIFF.
+    A PNG takes one array, a TIFF one per page; with more than 2 GiB in all it is a BigTIFF.
     """
     with atomic_write(path) as part:
         if path.suffix.lower() in TIFF_SUFFIXES:

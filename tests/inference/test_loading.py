@@ -1,4 +1,4 @@
-"""Models that cannot be trusted."""
+"""Models from elsewhere: those that are taken, and those that cannot be trusted."""
 
 import io
 import shutil
@@ -12,6 +12,7 @@ from conftest import PRETRAINED, check_refusal, run, run_predict
 from keras import layers
 
 import export
+from membrane.errors import UserError
 from membrane.inference import loading
 
 
@@ -118,3 +119,24 @@ def test_a_model_writes_nowhere(one_slice, tmp_path):
     flags = ["--model", tmp_path / "a/b/run", "--output", tmp_path / "masks"]
     assert run_predict(one_slice, *flags) == 0  # Keras leaves the climber out and says so
     assert not list(tmp_path.rglob("climbed*")) and not Path("/climbed.txt").exists()
+
+
+def test_a_network_saved_for_one_size_is_loaded_for_all(tmp_path):
+    x = image = keras.Input((64, 64, 1))
+    x = layers.MaxPooling2D(2)(layers.Conv2D(4, 3, padding="same", activation="relu")(x))
+    x = layers.Concatenate()([image, layers.UpSampling2D(2)(x)])
+    fixed = keras.Model(image, layers.Conv2D(1, 3, padding="same", activation="sigmoid")(x))
+    fixed.save(tmp_path / "fixed.keras")
+    free = loading.load_network(tmp_path / "fixed.keras")
+    assert free.input_shape == free.output_shape == (None, None, None, 1)
+    images = np.random.default_rng(0).random((2, 64, 64, 1), np.float32)
+    np.testing.assert_array_equal(free(images), fixed(images))
+    assert free(images[:, :20, :34]).shape == (2, 20, 34, 1)
+
+
+def test_a_network_that_needs_its_size_is_refused(tmp_path):
+    x = image = keras.Input((8, 8, 1))
+    x = layers.Dense(64, activation="sigmoid")(layers.Flatten()(x))
+    keras.Model(image, layers.Reshape((8, 8, 1))(x)).save(tmp_path / "dense.keras")
+    with pytest.raises(UserError, match=r"dense\.keras: "):
+        loading.load_network(tmp_path / "dense.keras")

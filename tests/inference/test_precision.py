@@ -3,6 +3,8 @@ import numpy as np
 
 import unet
 from membrane.inference import precision
+from membrane.training.callbacks import membrane_iou
+from membrane.training.muon import Muon
 
 
 def test_the_last_layer_stays_float32_whatever_its_name():
@@ -23,3 +25,11 @@ def test_another_precision_keeps_weights_and_nearly_the_output():
     assert np.abs(low(image).numpy() - model(image).numpy()).max() < 0.05
     back = precision.with_dtype(low, "float32")
     assert np.array_equal(back(image), model(image))
+
+
+def test_a_model_in_training_is_copied_without_its_optimizer():
+    model = unet.build_unet((2, 2))
+    model.compile(Muon(0.01), loss="binary_crossentropy", metrics=[membrane_iou])
+    copy = precision.with_dtype(model, "mixed_bfloat16")
+    assert not copy.compiled and model.compiled
+    assert all(map(np.array_equal, copy.get_weights(), model.get_weights()))
