@@ -72,6 +72,12 @@ def load_keras(precision: str):
     return with_dtype(network, DTYPES.get(precision) or choose_precision()[0])
 
 
+def share_cores() -> int:
+    """Prepares for as many tiles at once as it returns; without effect once a network is loaded."""
+    cli.start_tensorflow()
+    return cli.share_cores()
+
+
 def network(load: Callable, precision: str, folder: Path) -> dict:
     """Prepares a network alone, loaded by a `load_` function.
 
@@ -94,7 +100,7 @@ def network(load: Callable, precision: str, folder: Path) -> dict:
 
 def load_ours(precision: str, folder: Path) -> Callable:
     """Returns this repository's predictor, several tiles at the same time."""
-    network, workers = load_keras(precision), cli.share_cores()
+    workers, network = share_cores(), load_keras(precision)
     from membrane.inference.predictor import Predictor
 
     predict, pool = Predictor(network, workers=workers), ThreadPoolExecutor(workers)
@@ -226,7 +232,7 @@ def load_openvino(precision: str, folder: Path) -> Callable:
 
 def pipeline(precision: str, folder: Path, flags: list[str]) -> dict:
     """Prepares predict.py on a folder of slices, without its start and its contact sheet."""
-    network, workers = load_keras(precision), cli.share_cores()
+    workers, network = share_cores(), load_keras(precision)
     import predict
     from membrane.inference.predictor import Predictor
 
@@ -270,8 +276,9 @@ def make_tiles(folder: Path):
 
 def tiles(precision: str, folder: Path) -> dict:
     """Prepares the tiles alone; their work is divided by the cores, all of which make them."""
-    batches, cores = make_tiles(folder).take(2 * STEPS), len(os.sched_getaffinity(0))
-    return {(256, 256): (2 * STEPS * BATCH / cores, lambda: list(batches))}
+    batches, cores = iter(make_tiles(folder)), len(os.sched_getaffinity(0))
+    work = 4 * STEPS * BATCH / cores
+    return {(256, 256): (work, lambda: [next(batches) for _ in range(4 * STEPS)])}
 
 
 def training(precision: str, folder: Path, constant: bool = False) -> dict:
@@ -288,11 +295,11 @@ def training(precision: str, folder: Path, constant: bool = False) -> dict:
     model = fused_unet(load_keras(precision))
     model.compile(optimizer=Muon(1e-4), loss="binary_crossentropy", metrics=[membrane_iou])
     model.make_train_function()
+    batches = iter(batches)
 
-    def run():
-        iterator = iter(batches)  # a new one: the last may have made tiles that cost nothing here
+    def run():  # the steps of a `fit`, whose end now and then waits a second for tf.data
         for _ in range(STEPS):
-            logs = model.train_function(iterator)
+            logs = model.train_function(batches)
         float(logs["loss"])
 
     return {(256, 256): (STEPS * BATCH, run)}

@@ -107,7 +107,7 @@ def test_our_engines_run_what_predict_and_train_run(tmp_path, monkeypatch):
         (engines.pipeline("", tmp_path, ["--no-tta", "--plain", "--threshold", "0.9"]), 0.524288),
         (engines.training("float32", tmp_path), 8),
         (engines.training("float32", tmp_path, constant=True), 8),
-        (engines.tiles("", tmp_path), 16 / len(os.sched_getaffinity(0))),
+        (engines.tiles("", tmp_path), 32 / len(os.sched_getaffinity(0))),
     ):
         [(amount, run)] = rounds.values()
         assert amount == work
