@@ -11,40 +11,34 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import tifffile
-from PIL import Image
+from skimage.io import imread
 
 ROOT = Path(__file__).parent.parent
 
 
-def main(argv: list[str] | None = None) -> int:
+def main() -> int:
     """Predicts everything in both checkouts; returns 1 if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("other", type=Path, help="another checkout of this repository")
     parser.add_argument("inputs", type=Path, nargs="+", help="folders of slices, or stacks")
-    args = parser.parse_args(argv)
-    files = differing = 0
+    args = parser.parse_args()
+    results = []
     for path, model, flips in product(args.inputs, ("pretrained", "large"), ("--tta", "--no-tta")):
         with tempfile.TemporaryDirectory() as scratch:
             ours, theirs = Path(scratch, "ours"), Path(scratch, "theirs")
             for checkout, output in ((ROOT, ours), (args.other, theirs)):
-                flags = ["--model", checkout.resolve() / "outputs" / model, flips, "--probability"]
+                flags = ["--model", checkout / "outputs" / model, flips, "--probability"]
                 flags += ["--submission", output / "exact.tif", "--output", output / "masks"]
-                command = [sys.executable, checkout.resolve() / "predict.py", path.resolve()]
-                subprocess.run([*command, *flags], check=True, stdout=subprocess.DEVNULL)
-            made = [one for one in ours.rglob("*") if one.suffix in (".png", ".tif")]
-            for file in sorted(one for one in made if "about" not in one.parts):
-                same = np.array_equal(read(file), read(theirs / file.relative_to(ours)))
-                files, differing = files + 1, differing + (not same)
-                if not same:
-                    print(f"{path.name}, {model}, {flips}: {file.relative_to(ours)} differs")
-    print(f"{files} files, {differing} differ")
-    return int(differing > 0)
-
-
-def read(path: Path) -> np.ndarray:
-    """Returns the pixels of a PNG or of all pages of a TIFF."""
-    return tifffile.imread(path) if path.suffix == ".tif" else np.asarray(Image.open(path))
+                command = [sys.executable, checkout / "predict.py", path, *flags]
+                subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            for file in sorted([*ours.rglob("*.tif"), *ours.rglob("*.png")]):
+                name = file.relative_to(ours)
+                if "about" not in name.parts:
+                    results.append(np.array_equal(imread(file), imread(theirs / name)))
+                    if not results[-1]:
+                        print(f"{path.name}, {model}, {flips}: {name} differs")
+    print(f"{len(results)} files, {results.count(False)} differ")
+    return int(not all(results))
 
 
 if __name__ == "__main__":

@@ -15,18 +15,16 @@ stopped.
 
 import argparse
 import contextlib
-import csv
 import shutil
 import sys
 import tempfile
 import zlib
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
-from result_tables import HERE, ROOT, append_row, draw_table, read_rows, write_tables
-
-sys.path.insert(0, str(ROOT))
+from engines import load_keras
+from result_tables import HERE, append_row, draw_table, read_rows, write_tables
 
 import train
 from membrane import cli, metrics, runs
@@ -37,7 +35,7 @@ from membrane.io.normalization import normalize
 from membrane.io.readers import read_named
 from membrane.io.writers import atomic_write, write_json, write_pages
 
-ROWS = HERE / "quality.jsonl"
+ROWS, SCRATCH = HERE / "quality.jsonl", runs.OUTPUTS / "quality"
 SLICES, BLOCKS = 25, 5
 RECIPES = {  # flags of train.py
     "small": [],
@@ -54,10 +52,11 @@ METHODS = {  # of turning the network's output into masks: flips averaged? whole
 }
 DEFAULT, QUICK = "flips averaged", "one pass"
 SCORES = ("v_rand", "v_info", "membrane_f1")
+SCORE_NAMES = ("V_rand", "V_info", "membrane F1")  # the same in a table
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Returns the flags."""
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit status."""
     parser = cli.Parser(prog="quality.py", description=__doc__)
     add = parser.add_argument
     add("--data", default="kaggle", help="as for train.py; default: %(default)s")
@@ -65,26 +64,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--tables", action="store_true", help="measure nothing, write the tables")
     add("--ship", choices=SHIPPED, help="train this recipe on all slices, write the shipped run")
     add("--smoke", action="store_true", help="a minute on synthetic slices; keeps nothing")
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status."""
-    return cli.run(measure, parse_args(argv), "quality.py")
+    return cli.run(measure, parser.parse_args(argv), "quality.py")
 
 
 def measure(args: argparse.Namespace) -> int:
     """Does what the flags ask for; returns the exit status."""
-    scratch = runs.OUTPUTS / "quality"
     if args.smoke:
         smoke()
         return 0
     if args.ship:
-        slices = load_slices(args.data, SLICES)
-        ship(args.ship, slices, read_rows(ROWS), scratch, runs.OUTPUTS / SHIPPED[args.ship])
+        slices, target = load_slices(args.data, SLICES), runs.OUTPUTS / SHIPPED[args.ship]
+        ship(args.ship, slices, read_rows(ROWS), SCRATCH, target)
     elif not args.tables:
         plan = [part for part in PLAN if args.only in (None, part[0])]
-        cross_validate(load_slices(args.data, SLICES), plan, ROWS, scratch)
+        cross_validate(load_slices(args.data, SLICES), plan, ROWS, SCRATCH)
     write_tables(draw_tables(read_rows(ROWS)))
     return 0
 
@@ -102,8 +95,7 @@ def smoke() -> None:
 def load_slices(source: str, count: int) -> list[tuple]:
     """Returns the first labelled slices of a data set; a later one is never used.
 
-    Returns:
-        Name, image and label of each; uint8 (height, width), labels 0 = membrane, 255 = interior.
+    Each is a name, an image and a label, uint8 (height, width), 0 = membrane, 255 = interior.
     """
     cli.start_tensorflow()
     import data
@@ -122,21 +114,20 @@ def cross_validate(slices: list, plan: list, rows: Path, scratch: Path) -> None:
     for (recipe, _, _), epochs in known.items():
         wanted = resolve_flags(RECIPES[recipe]).epochs
         if epochs != wanted:
-            raise UserError(
-                f"{rows}: {recipe} was trained for {epochs} epochs, now it would be {wanted}; "
-                "remove its rows"
-            )
-    for recipe, seed in plan:
-        for block in range(BLOCKS):
-            if (recipe, seed, block) not in known:
-                append_row(rows, score_block(slices, scratch, recipe, block, seed))
+            trained = f"{recipe} was trained for {epochs} epochs, now it would be {wanted}"
+            raise UserError(f"{rows}: {trained}; remove its rows")
+    jobs = [(recipe, block, seed) for recipe, seed in plan for block in range(BLOCKS)]
+    for recipe, block, seed in jobs:
+        if (recipe, seed, block) not in known:
+            append_row(rows, score_block(slices, scratch, recipe, block, seed))
 
 
 def split_block(count: int, block: int) -> tuple[list[int], list[int]]:
     """Returns the indices of the slices to train on, and of the block that is held out."""
     size = count // BLOCKS
-    first, last = block * size, (block + 1) * size - 1
-    return [i for i in range(count) if not first - 1 <= i <= last + 1], list(range(first, last + 1))
+    held_out = range(block * size, (block + 1) * size)
+    near = range(held_out.start - 1, held_out.stop + 1)
+    return [i for i in range(count) if i not in near], list(held_out)
 
 
 def resolve_flags(flags: list[str]) -> argparse.Namespace:
@@ -149,14 +140,8 @@ def resolve_flags(flags: list[str]) -> argparse.Namespace:
 def train_run(slices: list, flags: list[str], folder: Path) -> tuple[Path, dict]:
     """Trains by train.py on all slices given, or goes on where an interrupted training stopped.
 
-    Args:
-        slices: as `load_slices` gives them.
-        flags: of train.py.
-        folder: gets the run, what train.py prints, and a copy of the slices. A checksum of flags
-            and slices is appended to its name, so that no training goes on with others.
-
-    Returns:
-        The folder of the finished run, and its record with the minutes that it took.
+    A checksum of flags and slices is appended to the folder's name, so that no training goes on
+    with others. Returns the folder of the finished run, and its record with its minutes.
     """
     settings = resolve_flags(flags)
     checksum = zlib.crc32(repr(settings).encode())
@@ -164,21 +149,20 @@ def train_run(slices: list, flags: list[str], folder: Path) -> tuple[Path, dict]
         checksum = zlib.crc32(np.stack(pixels), checksum)
     folder = folder.with_name(f"{folder.name}-{checksum:08x}")
     source, run = folder / "slices", folder / "run"
-    flags = ["--data", str(source), "--val-slices", "none", "--threshold", "0.5", *flags]
     known = (run / "run.json").exists()
     if not (known and runs.read_run(run)["finished"]):
         for name, image, label in slices:
             write_pages(source / "image" / f"{name}.png", [image])
             write_pages(source / "label" / f"{name}.png", [label])
         print(f"{folder.name}: {len(slices)} slices, {settings.epochs} epochs", flush=True)
-        command = ["--resume", str(run)] if known else [*flags, "--output", str(run)]
+        begin = ["--data", str(source), "--val-slices", "none", "--threshold", "0.5", *flags]
+        command = ["--resume", str(run)] if known else [*begin, "--output", str(run)]
         log = open(folder / "log.txt", "a", encoding="utf-8")
         with log, contextlib.redirect_stdout(log):
             if train.train(train.parse_args(command)):
                 raise KeyboardInterrupt
-    with open(run / "history.csv", encoding="utf-8", newline="") as file:
-        seconds = sum(float(row["seconds"]) for row in csv.DictReader(file))
-    return run, runs.read_run(run) | {"minutes": round(seconds / 60, 1)}
+    history = np.genfromtxt(run / "history.csv", delimiter=",", names=True)
+    return run, runs.read_run(run) | {"minutes": round(float(history["seconds"].sum()) / 60, 1)}
 
 
 def train_without_block(
@@ -192,12 +176,9 @@ def train_without_block(
 
 def make_predictor(run: Path, tta: bool):
     """Returns the `Predictor` of a finished run."""
-    from membrane.inference.loading import load_network
-    from membrane.inference.precision import choose_precision, with_dtype
     from membrane.inference.predictor import Predictor
 
-    network = load_network(run / "model.keras")
-    return Predictor(with_dtype(network, choose_precision()[0]), tta)
+    return Predictor(load_keras("", run), tta)
 
 
 def score_block(slices: list, scratch: Path, recipe: str, block: int, seed: int) -> dict:
@@ -211,7 +192,9 @@ def score_block(slices: list, scratch: Path, recipe: str, block: int, seed: int)
         table = metrics.score_thresholds(labels, segment)
         scores[method] = [[[round(r[key], 4) for key in SCORES] for r in rows] for rows in table]
     return {
-        **{"recipe": recipe, "block": block, "seed": seed},
+        "recipe": recipe,
+        "block": block,
+        "seed": seed,
         **{key: record[key] for key in ("parameters", "epochs", "minutes", "device")},
         "slices": [name for name, _, _ in held_out],
         "thresholds": metrics.THRESHOLDS,
@@ -226,30 +209,21 @@ def ship(recipe: str, slices: list, rows: list[dict], scratch: Path, target: Pat
     own = [row for row in rows if row["recipe"] == recipe]
     if not own:
         raise UserError(f"{ROWS}: has no {recipe} row to choose the threshold on; train them first")
-    results = {method: summarise(own, method) for method in (DEFAULT, QUICK)}
     run, record = train_run(slices, RECIPES[recipe], scratch / f"{recipe}-all")
-    record["flags"] |= {"data": "kaggle", **dict.fromkeys(("output", "threshold", "val_slices"))}
-    record |= {
-        "pixel_size": data.PIXEL_SIZE,
-        "threshold": results[DEFAULT]["threshold"],
-        "threshold_without_tta": results[QUICK]["threshold"],
-        "cross_validation": {},
-    }
-    for method, result in results.items():
+    record["flags"] |= {"data": "kaggle", "output": None, "threshold": None, "val_slices": None}
+    record |= {"pixel_size": data.PIXEL_SIZE, "cross_validation": {}}
+    for method, key in ((DEFAULT, "threshold"), (QUICK, "threshold_without_tta")):
+        result = summarise(own, method)
         v_rand, v_info, _ = result["leave_one_out"].mean(0).tolist()
         about = {"trainings": len(own), "v_rand": v_rand, "v_info": v_info}
-        record["cross_validation"][method] = about
+        record[key], record["cross_validation"][method] = result["threshold"], about
     with atomic_write(target / "model.keras") as part:
         shutil.copyfile(run / "model.keras", part)
     write_json(target / "run.json", record)
 
 
 def summarise(rows: list[dict], method: str) -> dict:
-    """Returns what the trainings of one recipe scored.
-
-    Args:
-        rows: of one recipe.
-        method: one of `METHODS`.
+    """Returns what the trainings of one recipe scored by one of `METHODS`.
 
     Returns:
         blocks: (seed, block) → the threshold chosen on the other blocks of that seed, and the
@@ -258,26 +232,24 @@ def summarise(rows: list[dict], method: str) -> dict:
         oracle: V_rand and V_info, each at the one threshold that is best for all.
         threshold: the one chosen on all rows.
     """
-    thresholds = rows[0]["thresholds"]
-    table = {  # (slices, thresholds, scores) each
-        (row["seed"], row["block"]): np.array(row["scores"][method]) for row in rows
-    }
+    thresholds, blocks = rows[0]["thresholds"], {}
+    tables = {(row["seed"], row["block"]): np.array(row["scores"][method]) for row in rows}
 
-    def choose(parts):
-        named = [[dict(zip(SCORES, one, strict=True)) for one in rows] for p in parts for rows in p]
+    def choose(some):  # each of a block: (slices, thresholds, scores)
+        named = np.concatenate(some).view([(key, float) for key in SCORES])[..., 0]
         return metrics.choose_threshold(named)
 
-    blocks = {}
-    for seed, block in table:
-        others = [part for (s, b), part in table.items() if s == seed and b != block]
+    for (seed, block), table in tables.items():
+        others = [other for (s, b), other in tables.items() if s == seed and b != block]
         if others:
             place = choose(others)
-            blocks[seed, block] = (thresholds[place], table[seed, block][:, place].mean(0))
+            blocks[seed, block] = thresholds[place], table[:, place].mean(0)
+    every = list(tables.values())
     return {
         "blocks": blocks,
         "leave_one_out": np.array([scores for _, scores in blocks.values()]),
-        "oracle": np.concatenate(list(table.values())).mean(0).max(0)[:2],
-        "threshold": thresholds[choose(table.values())],
+        "oracle": np.concatenate(every).mean(0).max(0)[:2],
+        "threshold": thresholds[choose(every)],
     }
 
 
@@ -286,17 +258,15 @@ def draw_recipes(rows: list[dict]) -> str:
     quoted = "V_rand, leave-one-out", "V_info, leave-one-out", "oracle", "membrane F1", "threshold"
     header = "recipe", "parameters", "masks from", "trainings", *quoted, "training"
     lines = []
-    for recipe in dict.fromkeys(row["recipe"] for row in rows):
+    for recipe, method in product(dict.fromkeys(row["recipe"] for row in rows), METHODS):
         own = [row for row in rows if row["recipe"] == recipe]
-        minutes = sum(row["minutes"] for row in own) / len(own)
-        for method in METHODS:
-            result = summarise(own, method)
-            if not result["blocks"]:
-                continue
+        result = summarise(own, method)
+        if result["blocks"]:
             v_rand, v_info, f1 = result["leave_one_out"].T
             line = [recipe, f"{own[0]['parameters']:,}", method, len(own)]
             line += [f"{one.mean():.4f} ± {one.std():.4f}" for one in (v_rand, v_info)]
-            line += [" / ".join(f"{one:.4f}" for one in result["oracle"]), f"{f1.mean():.4f}"]
+            line += ["{:.4f} / {:.4f}".format(*result["oracle"]), f"{f1.mean():.4f}"]
+            minutes = np.mean([row["minutes"] for row in own])
             line += [f"{result['threshold']:g}", f"{own[0]['epochs']} epochs, {minutes:.0f} min"]
             lines.append(line)
     return draw_table(header, lines)
@@ -304,15 +274,13 @@ def draw_recipes(rows: list[dict]) -> str:
 
 def draw_blocks(rows: list[dict], recipe: str) -> str:
     """Returns the table of one recipe's held-out blocks in Markdown."""
-    own = [row for row in rows if row["recipe"] == recipe]
-    blocks, lines = summarise(own, DEFAULT)["blocks"] if own else {}, []
-    for row in own:
-        if (row["seed"], row["block"]) in blocks:
-            threshold, scores = blocks[row["seed"], row["block"]]
-            held = f"{row['slices'][0]} to {row['slices'][-1]}"
-            lines.append((held, row["seed"], f"{threshold:g}", *(f"{one:.4f}" for one in scores)))
-    names = "V_rand", "V_info", "membrane F1"
-    return draw_table(("held out", "seed", "threshold from the others", *names), lines)
+    own = {(row["seed"], row["block"]): row for row in rows if row["recipe"] == recipe}
+    blocks, lines = summarise(list(own.values()), DEFAULT)["blocks"] if own else {}, []
+    for key, (threshold, scores) in blocks.items():
+        slices = own[key]["slices"]
+        line = [f"{slices[0]} to {slices[-1]}", own[key]["seed"], f"{threshold:g}"]
+        lines.append([*line, *(f"{one:.4f}" for one in scores)])
+    return draw_table(("held out", "seed", "threshold from the others", *SCORE_NAMES), lines)
 
 
 def draw_tables(rows: list[dict]) -> dict[str, str]:

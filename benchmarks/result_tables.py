@@ -1,6 +1,8 @@
 """Results as JSON lines and as Markdown tables between the marks of the documents."""
 
 import json
+import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -8,6 +10,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 DOCUMENTS = ("README.md", "benchmarks/*.md", "outputs/*/MODEL_CARD.md")  # may have marked tables
 MARK, END = "<!-- table: {} -->", "<!-- end -->"
+
+sys.path.insert(0, str(ROOT))  # so whatever imports this module finds the repository's own
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -36,12 +40,10 @@ def list_documents() -> list[Path]:
 def write_tables(tables: dict[str, str]) -> None:
     """Writes each table between its marks, in every document that has them, and prints them."""
     for path in list_documents():
-        text = known = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
         for name, table in tables.items():
             begin = MARK.format(name)
-            if begin in text:
-                before, rest = text.split(begin)
-                text = f"{before}{begin}\n\n{table}\n\n{END}{rest.split(END, 1)[1]}"
-        if text != known:
-            path.write_text(text, encoding="utf-8")
+            marked = f"{begin}\n\n{table}\n\n{END}"
+            text = re.sub(f"{begin}.*?{END}", lambda _, new=marked: new, text, flags=re.DOTALL)
+        path.write_text(text, encoding="utf-8")
     print(*tables.values(), sep="\n\n")

@@ -12,11 +12,10 @@ the others are measured. Needs Linux, which tells the kind of CPU and the memory
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import re
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,12 +23,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import engines
-from result_tables import HERE, ROOT, draw_table, write_tables
-
-sys.path.insert(0, str(ROOT))
+from result_tables import HERE, draw_table, write_tables
 
 from membrane import cli
 from membrane.errors import UserError
@@ -37,9 +35,10 @@ from membrane.errors import UserError
 RESULT = HERE / "speed.json"
 CONTEXT = multiprocessing.get_context("spawn")
 SLICES, ROUNDS = 24, 3
-QUICK_SLICES, QUICK_ROUNDS = 8, 2
+QUICK = 8, 2  # slices and rounds
 REPEATS = 3  # of the work, in each round
 TIMEOUT = 900  # s, for a round of one engine
+OURS = "ours", "predict.py"  # how the names of our own engines begin
 UNITS = {"network": "Mpixel/s", "pipeline": "Mpixel/s", "training": "tiles/s"}
 
 
@@ -53,65 +52,60 @@ class Job(NamedTuple):
 
 
 BOTH = "bfloat16", "float32"
-CHANNELS_LAST = partial(engines.load_pytorch, layout="channels_last")  # it must be asked for
-NETWORKS = [
-    ("ours", BOTH, engines.load_ours),
-    ("Keras model.predict", BOTH, engines.load_keras_predict),
-    ("PyTorch", BOTH, engines.load_pytorch),
-    ("PyTorch channels_last", BOTH, CHANNELS_LAST),
-    ("PyTorch compiled", BOTH, partial(CHANNELS_LAST, compiled=True)),
-    ("ONNX Runtime", ["float32"], engines.load_onnx_runtime),
-    ("OpenVINO", ["bfloat16"], engines.load_openvino),
-]
-LARGE = "Keras, U-Net of 31 M parameters"  # that most repositories copy
-TILES = "ours, tiles alone, per core"
+CHANNELS_LAST = partial(engines.pytorch, layout="channels_last")  # it must be asked for
 PLAIN, BORDERS = ["--no-tta", "--plain", "--threshold", "0.9"], ["--no-tta", "--threshold", "0.5"]
+IMPORT, PREDICT = ["-c", "import tensorflow"], [engines.ROOT / "predict.py"]
+ENGINES = [
+    ("network", "ours", BOTH, engines.ours),
+    ("network", "Keras model.predict", BOTH, engines.keras_predict),
+    ("network", "PyTorch", BOTH, engines.pytorch),
+    ("network", "PyTorch channels_last", BOTH, CHANNELS_LAST),
+    ("network", "PyTorch compiled", BOTH, partial(CHANNELS_LAST, compiled=True)),
+    ("network", "ONNX Runtime", ["float32"], engines.onnx_runtime),
+    ("network", "OpenVINO", ["bfloat16"], engines.openvino),
+    ("network", "Keras, U-Net of 31 M parameters", BOTH, engines.large_unet),
+    ("pipeline", "ours, --plain", [""], partial(engines.pipeline, flags=PLAIN)),
+    ("pipeline", "ours", [""], partial(engines.pipeline, flags=BORDERS)),
+    ("pipeline", "naive Keras", ["float32"], engines.naive_pipeline),
+    ("training", "ours", ["bfloat16"], engines.training),
+    ("training", "ours, one batch", ["bfloat16"], partial(engines.training, constant=True)),
+    ("training", "PyTorch channels_last", ["bfloat16"], engines.pytorch_training),
+    ("training", "ours, tiles alone, per core", [""], engines.tiles),
+    ("start", "import tensorflow", [""], partial(engines.start, command=IMPORT)),
+    ("start", "predict.py, one slice", [""], partial(engines.start, command=PREDICT)),
+]
 JOBS = [
-    *(
-        Job("network", engine, precision, partial(engines.network, load))
-        for engine, precisions, load in NETWORKS
-        for precision in precisions
-    ),
-    *(Job("network", LARGE, precision, engines.large_unet) for precision in BOTH),
-    Job("pipeline", "ours, --plain", "", partial(engines.pipeline, flags=PLAIN)),
-    Job("pipeline", "ours", "", partial(engines.pipeline, flags=BORDERS)),
-    Job("pipeline", "naive Keras", "float32", engines.naive_pipeline),
-    Job("training", "ours", "bfloat16", engines.training),
-    Job("training", "ours, one batch", "bfloat16", partial(engines.training, constant=True)),
-    Job("training", "PyTorch channels_last", "bfloat16", engines.pytorch_training),
-    Job("training", TILES, "", engines.tiles),
+    Job(kind, engine, precision, prepare)
+    for kind, engine, precisions, prepare in ENGINES
+    for precision in precisions
 ]
 RATIOS = {  # of the speed of the first to that of the second
     "network_vs_openvino": ["network ours bfloat16", "network OpenVINO bfloat16"],
     "network_vs_pytorch": ["network ours bfloat16", "network PyTorch channels_last bfloat16"],
     "pipeline_vs_naive_keras": ["pipeline ours, --plain", "pipeline naive Keras float32"],
     "training_vs_pytorch": ["training ours bfloat16", "training PyTorch channels_last bfloat16"],
-    "training_on_one_batch": ["training ours, one batch bfloat16", "training ours bfloat16"],
+    "overhead_of_augmentation": ["training ours, one batch bfloat16", "training ours bfloat16"],
 }
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Returns the flags."""
-    parser = cli.Parser(prog="speed.py", description=__doc__)
-    parser.add_argument("--data", default="kaggle", help="as for train.py; default: %(default)s")
-    parser.add_argument("--quick", action="store_true", help="fewer engines and slices, no table")
-    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
-    return cli.run(measure, parse_args(argv), "speed.py")
+    parser = cli.Parser(prog="speed.py", description=__doc__)
+    parser.add_argument("--data", default="kaggle", help="as for train.py; default: %(default)s")
+    parser.add_argument("--quick", action="store_true", help="fewer engines and slices, no table")
+    return cli.run(measure, parser.parse_args(argv), "speed.py")
 
 
 def measure(args: argparse.Namespace) -> int:
     """Measures every engine, writes the table, prints the ratios; returns the exit status."""
-    needed = {f"training {TILES}", *(name for names in RATIOS.values() for name in names)}
-    jobs = [job for job in JOBS if not args.quick or name_row(job._asdict()) in needed]
+    jobs, slices, rounds = JOBS, SLICES, ROUNDS
+    if args.quick:
+        needed = {name for pair in RATIOS.values() for name in pair}
+        jobs = [job for job in JOBS if job.kind == "start" or name_row(job._asdict()) in needed]
+        slices, rounds = QUICK
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        engines.write_inputs(args.data, QUICK_SLICES if args.quick else SLICES, folder)
-        rounds = QUICK_ROUNDS if args.quick else ROUNDS
-        rows = take_turns(jobs, folder, rounds) + time_starts(folder)
+        engines.write_inputs(args.data, slices, Path(scratch))
+        rows = take_turns(jobs, Path(scratch), rounds)
     result = {"cpu": describe_cpu(), "rows": rows}
     if args.quick:
         print(draw(result))
@@ -119,7 +113,7 @@ def measure(args: argparse.Namespace) -> int:
         RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         write_tables(draw_tables())
     print("", *draw_ratios(rows), sep="\n")
-    return int(any("failure" in row and row["engine"].startswith("ours") for row in rows))
+    return int(any("failure" in row and row["engine"].startswith(OURS) for row in rows))
 
 
 def take_turns(jobs: Sequence[Job], folder: Path, rounds: int) -> list[dict]:
@@ -138,9 +132,9 @@ def measure_apart(job: Job, folder: Path) -> dict:
     process.start()
     theirs.close()
     try:
-        if not connection.poll(TIMEOUT):
-            return {"failure": f"no result in {TIMEOUT} s"}
-        return connection.recv()
+        if connection.poll(TIMEOUT):
+            return connection.recv()
+        return {"failure": f"no result in {TIMEOUT} s"}
     except EOFError:
         process.join()
         return {"failure": f"died with status {process.exitcode}"}
@@ -161,7 +155,7 @@ def measure_engine(connection: Connection, job: Job, folder: Path) -> None:
                 began = time.perf_counter()
                 run()
                 seconds.append(time.perf_counter() - began)
-            rates["×".join(map(str, shape))] = work / statistics.median(seconds)
+            rates["×".join(map(str, shape))] = work / median(seconds)
     except ModuleNotFoundError as error:
         return connection.send({"failure": f"{error.name} not installed"})
     except UserError as error:
@@ -173,34 +167,16 @@ def measure_engine(connection: Connection, job: Job, folder: Path) -> None:
 
 def make_row(job: Job, *results: dict) -> dict:
     """Returns the median of an engine's rounds, and the shape at which it is fastest."""
-    row = dict(zip(("kind", "engine", "precision"), job, strict=False))
+    row = {"kind": job.kind, "engine": job.engine, "precision": job.precision}
     for result in results:
         if "failure" in result:
             return row | result
-    rates = {
-        shape: statistics.median(result["rates"][shape] for result in results)
-        for shape in results[0]["rates"]
-    }
+    shapes = results[0]["rates"]
+    rates = {shape: median(result["rates"][shape] for result in results) for shape in shapes}
+    if job.kind == "start":
+        return row | {"seconds": 1 / rates[""]}
     best, peak = max(rates, key=rates.get), max(result["peak_mib"] for result in results)
     return row | {"best": best, "rate": rates[best], "rates": rates, "peak_mib": peak}
-
-
-def time_starts(folder: Path) -> list[dict]:
-    """Returns how long a fresh process takes to import TensorFlow, and to make a first mask."""
-    first = str(min((folder / "slices").iterdir()))
-    predict = [str(ROOT / "predict.py"), first, "--model", "pretrained"]
-    commands = {"import tensorflow": ["-c", "import tensorflow"], "predict.py, one slice": predict}
-    rows = []
-    for engine, command in commands.items():
-        seconds = []
-        for number in range(ROUNDS):
-            output = ["--output", str(folder / f"masks-{number}")]  # python -c takes no notice
-            began = time.perf_counter()
-            subprocess.run([sys.executable, *command, *output], check=True, capture_output=True)
-            seconds.append(time.perf_counter() - began)
-        row = {"kind": "start", "engine": engine, "precision": ""}
-        rows.append(row | {"seconds": statistics.median(seconds)})
-    return rows
 
 
 def describe_cpu() -> str:
@@ -239,17 +215,18 @@ def draw(result: dict) -> str:
 
 def draw_ratios(rows: list[dict]) -> list[str]:
     """Returns how many times as fast as others this repository is, one line each."""
-    rates, ratios = {name_row(row): row.get("rate") for row in rows}, {}
-    for name, engines_named in RATIOS.items():
-        one, other = (rates.get(engine) for engine in engines_named)
-        ratios[name] = one / other if one and other else None
-    overhead = ratios.pop("training_on_one_batch")
-    start, mask = (row["seconds"] for row in rows if row["kind"] == "start")
-    return [
-        *(f"{name}: {f'{ratio:.2f}' if ratio else 'none'}" for name, ratio in ratios.items()),
-        f"overhead_of_augmentation: {f'{overhead - 1:.1%}' if overhead else 'none'}",
-        f"first_mask_vs_import_tensorflow: {mask / start:.2f} (+ {mask - start:.1f} s)",
-    ]
+    rates, lines = {name_row(row): row.get("rate") for row in rows}, []
+    for name, pair in RATIOS.items():
+        one, other = map(rates.get, pair)
+        if not (one and other):
+            shown = "none"
+        elif name == "overhead_of_augmentation":
+            shown = f"{one / other - 1:.1%}"
+        else:
+            shown = f"{one / other:.2f}"
+        lines.append(f"{name}: {shown}")
+    start, mask = (row.get("seconds", math.nan) for row in rows if row["kind"] == "start")
+    return [*lines, f"first_mask_vs_import_tensorflow: {mask / start:.2f} (+ {mask - start:.1f} s)"]
 
 
 if __name__ == "__main__":

@@ -9,18 +9,17 @@ Both go on where they were interrupted; `shifts` uses the networks of quality.py
 import argparse
 import json
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import quality
-from quality import DEFAULT, SCORES
-from result_tables import HERE, ROOT, append_row, draw_table, read_rows, write_tables
+from quality import DEFAULT, SCORE_NAMES, SCORES
+from result_tables import HERE, append_row, draw_table, read_rows, write_tables
 from scipy import ndimage
 from skimage.measure import label as connected_components
 
-sys.path.insert(0, str(ROOT))
-
 import train
-from membrane import cli, metrics, runs
+from membrane import cli, metrics
 from membrane.errors import UserError
 from membrane.inference.masks import precompute_segmentation
 from membrane.io.labels import to_interior
@@ -28,21 +27,16 @@ from membrane.io.normalization import normalize, resize
 from membrane.io.writers import write_json
 
 SHIFTS, OWN = HERE / "shifts.json", HERE / "own_data.jsonl"
-STARTS = "--init", "from nothing"
-OWN_JOBS = [(0, STARTS[0]), *((count, start) for count in (1, 2, 5) for start in STARTS)]
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Returns the flags."""
-    parser = cli.Parser(prog="transfer.py", description=__doc__)
-    parser.add_argument("what", choices=("shifts", "own-data"))
-    parser.add_argument("--data", default="kaggle", help="as for train.py; default: %(default)s")
-    return parser.parse_args(argv)
+INIT, NOTHING = "--init", "from nothing"
+OWN_JOBS = [(0, INIT), *((count, start) for count in (1, 2, 5) for start in (INIT, NOTHING))]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
-    return cli.run(measure, parse_args(argv), "transfer.py")
+    parser = cli.Parser(prog="transfer.py", description=__doc__)
+    parser.add_argument("what", choices=("shifts", "own-data"))
+    parser.add_argument("--data", default="kaggle", help="as for train.py; default: %(default)s")
+    return cli.run(measure, parser.parse_args(argv), "transfer.py")
 
 
 def measure(args: argparse.Namespace) -> int:
@@ -59,31 +53,44 @@ def measure(args: argparse.Namespace) -> int:
     return 0
 
 
+def to_grey_values(image: np.ndarray) -> np.ndarray:
+    """Returns grey values as files store them, uint8."""
+    return np.clip(np.round(image), 0, 255).astype(np.uint8)
+
+
+def zoom(image: np.ndarray, factor: float) -> np.ndarray:
+    """Returns a slice of another pixel size, float32."""
+    return resize(image, tuple(round(side * factor) for side in image.shape))
+
+
 def list_alterations() -> dict[str, tuple]:
     """Returns alterations of slices, uint8 (height, width), and the scale to predict each at."""
-
-    def clip(image):
-        return np.clip(np.round(image), 0, 255).astype(np.uint8)
-
-    def zoom(factor):
-        return lambda x: clip(resize(x, tuple(round(side * factor) for side in x.shape)))
-
     random = np.random.default_rng(0)
     return {
         "none": (lambda x: x, 1),
-        "brightness - 20 %": (lambda x: clip(x - 51.0), 1),
-        "brightness + 20 %": (lambda x: clip(x + 51.0), 1),
-        "contrast - 20 %": (lambda x: clip((x - x.mean()) * 0.8 + x.mean()), 1),
-        "contrast + 20 %": (lambda x: clip((x - x.mean()) * 1.2 + x.mean()), 1),
-        "gamma 0.7": (lambda x: clip(255 * (x / 255) ** 0.7), 1),
-        "gamma 1.4": (lambda x: clip(255 * (x / 255) ** 1.4), 1),
-        "blur, σ 1 px": (lambda x: clip(ndimage.gaussian_filter(x.astype(float), 1)), 1),
-        "noise, σ 10 %": (lambda x: clip(x + random.normal(0, 25.5, x.shape)), 1),
-        "5 nm pixels": (zoom(0.8), 1),
-        "5 nm pixels, --pixel-size 5": (zoom(0.8), 1.25),
-        "3.2 nm pixels": (zoom(1.25), 1),
-        "3.2 nm pixels, --pixel-size 3.2": (zoom(1.25), 0.8),
+        "brightness - 20 %": (lambda x: x - 51.0, 1),
+        "brightness + 20 %": (lambda x: x + 51.0, 1),
+        "contrast - 20 %": (lambda x: (x - x.mean()) * 0.8 + x.mean(), 1),
+        "contrast + 20 %": (lambda x: (x - x.mean()) * 1.2 + x.mean(), 1),
+        "gamma 0.7": (lambda x: 255 * (x / 255) ** 0.7, 1),
+        "gamma 1.4": (lambda x: 255 * (x / 255) ** 1.4, 1),
+        "blur, σ 1 px": (lambda x: ndimage.gaussian_filter(x.astype(float), 1), 1),
+        "noise, σ 10 %": (lambda x: x + random.normal(0, 25.5, x.shape), 1),
+        "5 nm pixels": (lambda x: zoom(x, 0.8), 1),
+        "5 nm pixels, --pixel-size 5": (lambda x: zoom(x, 0.8), 1.25),
+        "3.2 nm pixels": (lambda x: zoom(x, 1.25), 1),
+        "3.2 nm pixels, --pixel-size 3.2": (lambda x: zoom(x, 1.25), 0.8),
     }
+
+
+def score_masks(predict: Callable, slices: list, threshold: float, scale: float = 1) -> list[dict]:
+    """Returns the scores of each slice, predicted at a scale; labels are resized if need be."""
+    scores = []
+    for name, image, label in slices:
+        mask = precompute_segmentation(predict(normalize(image), scale))(threshold)
+        truth = resize_label(to_interior(label, name), mask.shape)
+        scores.append(metrics.score_slice(truth, mask))
+    return scores
 
 
 def score_shifts(slices: list, rows: list[dict]) -> dict[str, list[float]]:
@@ -97,17 +104,13 @@ def score_shifts(slices: list, rows: list[dict]) -> dict[str, list[float]]:
         raise UserError(f"{quality.ROWS}: run python benchmarks/quality.py --only small first")
     blocks = quality.summarise(own, DEFAULT)["blocks"]
     alterations = list_alterations()
-    scores = {name: [] for name in alterations}
+    scores = {what: [] for what in alterations}
     for block in range(quality.BLOCKS):
-        job = "small", block, 0
-        held_out, run, _ = quality.train_without_block(slices, runs.OUTPUTS / "quality", *job)
+        held_out, run, _ = quality.train_without_block(slices, quality.SCRATCH, "small", block, 0)
         predict, threshold = quality.make_predictor(run, tta=True), blocks[0, block][0]
-        for name, image, label in held_out:
-            for what, (alter, scale) in alterations.items():
-                probability = predict(normalize(alter(image)), scale)
-                mask = precompute_segmentation(probability)(threshold)
-                truth = resize_label(to_interior(label, name), mask.shape)
-                scores[what].append(metrics.score_segmentation(truth, mask))
+        for what, (alter, scale) in alterations.items():
+            altered = [(name, to_grey_values(alter(x)), label) for name, x, label in held_out]
+            scores[what] += score_masks(predict, altered, threshold, scale)
     means = {what: metrics.mean_scores(some) for what, some in scores.items()}
     return {what: [round(mean[key], 4) for key in SCORES[:2]] for what, mean in means.items()}
 
@@ -119,32 +122,28 @@ def score_own(slices: list, count: int, start: str) -> dict:
         slices: all of them; a first run is trained on 1 to 12, as they are.
         count: how many of 14 to 18 to train on, darkened; 0 for the first run itself. It is scored
             on 20 to 25, darkened, at the threshold 0.5.
-        start: one of `STARTS`: from the first run, or from nothing for as long.
+        start: `INIT`, from the first run, or `NOTHING`, for as long.
     """
-    scratch, minutes = runs.OUTPUTS / "quality" / "own", 0.0
+    scratch, minutes = quality.SCRATCH / "own", 0.0
     run, _ = quality.train_run(slices[:12], ["--epochs", "60"], scratch / "first")
     if count:
         flags = ["--epochs", str(train.EPOCHS_INIT)]
-        flags += ["--init", str(run)] if start == STARTS[0] else []
+        flags += ["--init", str(run)] if start == INIT else []
         own = [darken(*one) for one in slices[13 : 13 + count]]
         folder = scratch / f"{count}-{start}".replace(" ", "-")
         run, record = quality.train_run(own, flags, folder)
         minutes = record["minutes"]
-    predict, scores = quality.make_predictor(run, tta=True), []
-    for name, image, label in (darken(*one) for one in slices[19:25]):
-        mask = precompute_segmentation(predict(normalize(image)))(0.5)
-        scores.append(metrics.score_slice(to_interior(label, name), mask))
-    mean = metrics.mean_scores(scores)
+    predict = quality.make_predictor(run, tta=True)
+    mean = metrics.mean_scores(score_masks(predict, [darken(*one) for one in slices[19:25]], 0.5))
     row = {"slices": count, "start": start, "minutes": minutes}
     return row | {key: round(mean[key], 4) for key in SCORES}
 
 
 def darken(name: str, image: np.ndarray, label: np.ndarray) -> tuple:
     """Returns a slice, as `quality.load_slices` gives it, at 5 nm per pixel, darker and flatter."""
-    shape = tuple(round(0.8 * side) for side in image.shape)
-    darker = 0.7 * np.clip(resize(normalize(image), shape), 0, 1) ** 1.4
-    interior = resize_label(to_interior(label, name), shape)
-    return name, np.round(255 * darker).astype(np.uint8), interior * np.uint8(255)
+    darker = to_grey_values(255 * (0.7 * np.clip(zoom(normalize(image), 0.8), 0, 1) ** 1.4))
+    interior = resize_label(to_interior(label, name), darker.shape)
+    return name, darker, interior * np.uint8(255)
 
 
 def resize_label(label: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -164,19 +163,17 @@ def resize_label(label: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 def draw_tables() -> dict[str, str]:
     """Returns the tables of what has been measured, by their names."""
-    tables, own = {}, []
+    own = []
     for row in read_rows(OWN):
-        how = (
-            f"{row['start']}, {row['minutes']:g} min" if row["slices"] else "the first run as it is"
-        )
-        own.append((row["slices"], how, *(f"{row[key]:.4f}" for key in SCORES)))
-    names = "V_rand", "V_info", "membrane F1"
-    tables["own data"] = draw_table(("labelled slices", "training", *names), own)
-    if SHIFTS.exists():
-        shifts = json.loads(SHIFTS.read_text(encoding="utf-8"))
-        lines = [(name, *(f"{score:.4f}" for score in scores)) for name, scores in shifts.items()]
-        tables["shifts"] = draw_table(("slices altered by", *names[:2]), lines)
-    return tables
+        training = f"{row['start']}, {row['minutes']:g} min"
+        training = training if row["slices"] else "the first run as it is"
+        own.append((row["slices"], training, *(f"{row[key]:.4f}" for key in SCORES)))
+    shifts = json.loads(SHIFTS.read_text(encoding="utf-8"))
+    lines = [(name, *(f"{score:.4f}" for score in scores)) for name, scores in shifts.items()]
+    return {
+        "own data": draw_table(("labelled slices", "training", *SCORE_NAMES), own),
+        "shifts": draw_table(("slices altered by", *SCORE_NAMES[:2]), lines),
+    }
 
 
 if __name__ == "__main__":

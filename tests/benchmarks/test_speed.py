@@ -72,7 +72,7 @@ def test_tiles_cover_the_same_pixels_in_every_shape(tmp_path):
     slices = np.arange(4 * 512 * 512, dtype=np.float32).reshape(4, 512, 512)
     np.save(tmp_path / "slices.npy", slices)
     np.save(tmp_path / "reference.npy", slices[0])
-    rounds = engines.network(lambda *_: lambda tiles: tiles, "float32", tmp_path)
+    rounds = engines.network(lambda *_: lambda tiles: tiles)("float32", tmp_path)
     for (height, width), (mpixel, run) in rounds.items():
         tiles = run()
         assert all(tile.shape == (height, width) for tile in tiles)
@@ -85,7 +85,7 @@ def test_a_network_of_another_output_is_refused(tmp_path):
     np.save(tmp_path / "slices.npy", slices)
     np.save(tmp_path / "reference.npy", slices[0] + 0.2)
     with pytest.raises(UserError, match=r"P\(interior\) differs by 0.2"):
-        engines.network(lambda *_: lambda tiles: tiles, "bfloat16", tmp_path)
+        engines.network(lambda *_: lambda tiles: tiles)("bfloat16", tmp_path)
 
 
 def test_our_engines_run_what_predict_and_train_run(tmp_path, monkeypatch):
