@@ -79,11 +79,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train(args: argparse.Namespace) -> int:
-    """Loads the data, builds the network, fits it, calibrates it and saves the run.
-
-    Returns:
-        The exit status.
-    """
+    """Loads data, builds, fits and calibrates a network, saves the run; returns the exit status."""
     cli.start_tensorflow()
     import keras
     import tensorflow as tf
@@ -92,20 +88,18 @@ def train(args: argparse.Namespace) -> int:
     from membrane import runs
     from membrane.errors import UserError
     from membrane.inference.fused_unet import fused_unet
+    from membrane.inference.loading import load_network
     from membrane.inference.precision import choose_precision, with_dtype
     from membrane.inference.receptive_field import stride_and_radius
     from membrane.io.pixel_size import check_pixel_size
     from membrane.io.writers import write_json
-    from membrane.training import callbacks
-    from membrane.training.augmentation import TILE
-    from membrane.training.calibration import calibrate_and_save
-    from membrane.training.muon import Muon
+    from membrane.training import augmentation, calibration, callbacks, muon
     from unet import build_unet
 
     check_pixel_size(args.pixel_size)
     folder, record = runs.open_unfinished(args.resume) if args.resume else (None, None)
     if record:
-        args = argparse.Namespace(**{**vars(parse_args([])), **record["flags"]})
+        vars(args).update(record["flags"])
     precision, device = choose_precision()
     print(f"Device: {device}")
     if not tf.config.list_physical_devices("GPU"):
@@ -116,7 +110,13 @@ def train(args: argparse.Namespace) -> int:
     data_set = data.find_data_set(args.data, runs.OUTPUTS / runs.SYNTHETIC_SLICES)
     pairs = data.load_pairs(data_set)
     training, held_out = data.hold_out(pairs, args.val_slices)
-    initial, initial_threshold = load_initial(args) if args.init else (None, None)
+    initial, origin = None, {}
+    if args.init:
+        path, origin, model_path = runs.open_run(args.init)
+        if not origin:
+            raise UserError(f"{path}: a bare model; --init needs the folder of a finished run")
+        initial = load_network(model_path)
+        args.filters, args.dilation = origin["flags"]["filters"], origin["flags"]["dilation"]
     resolve_defaults(args, data_set.is_synthetic)
     held = f"{held_out.names[0]} to {held_out.names[-1]}" if held_out.names else "none"
     print(f"Data: {data_set.root}, {len(training.names)} slices to train on, held out: {held}")
@@ -125,26 +125,36 @@ def train(args: argparse.Namespace) -> int:
     begun = f", starting from {args.init}" if args.init else ""
     filters = "-".join(map(str, args.filters))
     print(f"Network: {filters}, {network.count_params():,} parameters{begun}")
-    if TILE % stride_and_radius(network)[0]:
-        raise UserError(f"--filters: {len(args.filters)} stages do not fit a tile of {TILE} px")
+    tile = augmentation.TILE
+    if tile % stride_and_radius(network)[0]:
+        raise UserError(f"--filters: {len(args.filters)} stages do not fit a tile of {tile} px")
     steps = TILES_PER_EPOCH // args.batch_size
+    falling = max(1, (args.epochs - 1) * steps)  # after an epoch of warm-up
     schedule = keras.optimizers.schedules.CosineDecay(
-        0.0,
-        max(1, (args.epochs - 1) * steps),
-        alpha=0.01,
-        warmup_target=args.learning_rate,
-        warmup_steps=steps,
+        0.0, falling, alpha=0.01, warmup_target=args.learning_rate, warmup_steps=steps
     )
     model = fused_unet(network)  # the same function of the same weights, evaluated faster
     model.compile(
-        optimizer=Muon(schedule), loss="binary_crossentropy", metrics=[callbacks.membrane_iou]
+        optimizer=muon.Muon(schedule), loss="binary_crossentropy", metrics=[callbacks.membrane_iou]
     )
 
     if record is None:
         if not held_out.names:
-            args.threshold = args.threshold or initial_threshold
-        folder, record = start_run(args, data_set, training.names, held_out.names)
-        record |= {"parameters": network.count_params(), "data_checksum": pairs.checksum()}
+            args.threshold = args.threshold or origin.get("threshold")
+        args.pixel_size = args.pixel_size or data_set.pixel_size
+        folder = runs.make_folder(args.output, runs.OUTPUTS / f"{datetime.now():%Y%m%d-%H%M%S}")
+        record = {
+            "format": runs.FORMAT,
+            "finished": False,
+            "started": runs.now(),
+            "synthetic": data_set.is_synthetic,
+            "flags": {**vars(args), "data": data_set.source, "resume": None},
+            "pixel_size": args.pixel_size,
+            "train_slices": training.names,
+            "val_slices": held_out.names,
+            "parameters": network.count_params(),
+            "data_checksum": pairs.checksum(),
+        }
         write_json(folder / "run.json", record)
     elif record["data_checksum"] != pairs.checksum():
         raise UserError(f"{data_set.root}: not the slices that {folder} has been trained on")
@@ -172,37 +182,15 @@ def train(args: argparse.Namespace) -> int:
     if not history:
         print(f"Interrupted before the first epoch ended. Start it again: {resume}")
         return 130
-    record |= {
-        "finished": len(history) == args.epochs,
-        "ended": runs.now(),
-        "epochs": len(history),
-        "device": device,
-        **runs.describe_versions(),
-    }
-    calibrate_and_save(folder, record, network, held_out, history)
-    if not record["finished"]:
+    finished = len(history) == args.epochs
+    record |= {"finished": finished, "ended": runs.now(), "epochs": len(history)}
+    record |= {"device": device, **runs.describe_versions()}
+    calibration.calibrate_and_save(folder, record, network, held_out, history)
+    if not finished:
         print(f"Interrupted after epoch {len(history)} of {args.epochs}. Go on with: {resume}")
         return 130
     (folder / callbacks.CHECKPOINT).unlink(missing_ok=True)
     return 0
-
-
-def start_run(args: argparse.Namespace, data_set, train_slices: list, val_slices: list) -> tuple:
-    """Returns a new run's folder, and the beginning of its record."""
-    from membrane import runs
-
-    args.pixel_size = args.pixel_size or data_set.pixel_size
-    folder = runs.make_folder(args.output, runs.OUTPUTS / f"{datetime.now():%Y%m%d-%H%M%S}")
-    return folder, {
-        "format": runs.FORMAT,
-        "finished": False,
-        "started": runs.now(),
-        "synthetic": data_set.is_synthetic,
-        "flags": {**vars(args), "data": data_set.source, "resume": None},
-        "pixel_size": args.pixel_size,
-        "train_slices": train_slices,
-        "val_slices": val_slices,
-    }
 
 
 def resolve_defaults(args: argparse.Namespace, synthetic: bool) -> None:
@@ -217,19 +205,6 @@ def resolve_defaults(args: argparse.Namespace, synthetic: bool) -> None:
     rate = LEARNING_RATE_LOW if args.init or deep else LEARNING_RATE
     args.learning_rate = args.learning_rate or rate
     args.dilation = args.dilation or (DILATION_DEEP if deep else DILATION)
-
-
-def load_initial(args: argparse.Namespace) -> tuple:
-    """Returns the network and the threshold of --init; its filters and dilation become flags."""
-    from membrane import runs
-    from membrane.errors import UserError
-    from membrane.inference.loading import load_network
-
-    folder, record, model = runs.open_run(args.init)
-    if not record:
-        raise UserError(f"{folder}: a bare model; --init needs the folder of a finished run")
-    args.filters, args.dilation = record["flags"]["filters"], record["flags"]["dilation"]
-    return load_network(model), record.get("threshold")
 
 
 if __name__ == "__main__":

@@ -64,10 +64,11 @@ def path(value: str) -> Path:
 def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace, prog: str) -> int:
     """Runs a command's work and turns a user's mistake into one line on stderr.
 
-    Returns:
-        The exit status: what `work` returns (0 = all done, 1 = part of it), 2 when it was refused.
+    Returns the exit status: of `work` (0 = all done, 1 = part of it), or 2 when it was refused.
     """
-    _open_closed_streams()
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed: else the next files would take its number
+            setattr(sys, name, open(os.devnull, mode))
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no fault
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -103,21 +104,12 @@ def _terminated_like_interrupted() -> Iterator[None]:
         yield
 
 
-def _open_closed_streams() -> None:
-    """Opens standard streams that are closed, else the next files would take their numbers."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))
-
-
 def _discard_output() -> None:
     """Drops what is still to be printed if it cannot be, else Python fails at its end."""
     try:
         sys.stdout.flush()
     except OSError:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
@@ -183,8 +175,6 @@ def share_cores(most: int | None = None) -> int:
         return 2
     with contextlib.suppress(RuntimeError):  # TensorFlow has computed before, in a test
         tensorflow.config.threading.set_intra_op_parallelism_threads(1)
-        if most:
-            tensorflow.config.threading.set_inter_op_parallelism_threads(most)
-    if most:
-        return most
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        tensorflow.config.threading.set_inter_op_parallelism_threads(most or 0)  # 0: by itself
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return most or cores

@@ -5,7 +5,6 @@ must not be taken for membranes, seen through blur and shot noise. They are for 
 Kaggle and no substitute for real slices: a network trained on them knows nothing of tissue.
 """
 
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +12,12 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from membrane.io.labels import INTERIOR
+from membrane.io.normalization import to_bytes
 from membrane.io.writers import atomic_write, write_pages
 
+DATA_SET, DATA_SET_SIDE = {"train": 20, "test": 5}, 512  # slices in each part; px
 CELL = 52  # px between cell centres, about that of ISBI-2012 at 4 nm
 SYNTHETIC_MARKER = "SYNTHETIC.txt"  # in the root of a data set of such slices
-DATA_SET = {"train": 20, "test": 5}  # slices in each part
-DATA_SET_SIDE = 512  # px
-PHOTONS = 130  # per pixel at full white: sets the shot noise
 
 
 def make_slice(height: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -37,7 +35,7 @@ def make_slice(height: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarr
     owners = rng.integers(0, max(2, 5 * count // 6), count)  # a cell of several seeds is not convex
     cells = owners[cKDTree(seeds).query(warped)[1]]
 
-    edge = (ndimage.maximum_filter(cells, 3) != ndimage.minimum_filter(cells, 3)).astype(bool)
+    edge = ndimage.maximum_filter(cells, 3) != ndimage.minimum_filter(cells, 3)
     distance = ndimage.distance_transform_edt(~edge) if edge.any() else np.full(cells.shape, 99.0)
     thickness = np.clip(1.5 + 0.6 * _field(rng, rows, 25), 0.6, 3)  # half of the membrane, px
     interior = distance > thickness
@@ -50,19 +48,18 @@ def make_slice(height: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarr
     darkness = np.clip(0.42 + 0.09 * _field(rng, rows, 20), 0.16, 0.6)
     image -= darkness / (1 + np.exp((distance - thickness) / 0.6))
     image = ndimage.gaussian_filter(image, rng.uniform(0.6, 1.0))
-    image = rng.poisson(np.clip(image, 0.02, 1) * PHOTONS) / PHOTONS
-    return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8), interior
+    image = rng.poisson(np.clip(image, 0.02, 1) * 130) / 130  # photons per pixel at full white
+    return to_bytes(np.clip(image, 0, 1)), interior
 
 
 def write_data_set(folder: Path) -> None:
     """Writes a data set of synthetic slices with labels; the marker comes last."""
-    seeds = itertools.count()
-    for part, count in DATA_SET.items():
-        for number in range(1, count + 1):
-            image, interior = make_slice(DATA_SET_SIDE, DATA_SET_SIDE, next(seeds))
-            name = f"synthetic_{number:04d}.png"
-            write_pages(folder / part / "imgs" / name, [image])
-            write_pages(folder / part / "labels" / name, [interior * np.uint8(INTERIOR)])
+    slices = [(part, n) for part, count in DATA_SET.items() for n in range(1, count + 1)]
+    for seed, (part, number) in enumerate(slices):
+        image, interior = make_slice(DATA_SET_SIDE, DATA_SET_SIDE, seed)
+        name = f"synthetic_{number:04d}.png"
+        write_pages(folder / part / "imgs" / name, [image])
+        write_pages(folder / part / "labels" / name, [interior * np.uint8(INTERIOR)])
     with atomic_write(folder / SYNTHETIC_MARKER) as marker:
         marker.write_text("Drawn by membrane/synthetic.py; no microscope saw these slices.\n")
 

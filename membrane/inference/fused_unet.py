@@ -4,7 +4,7 @@ The up-sampled and the concatenated tensors are never made: a convolution of bot
 convolution of the skip and a transposed one of the small features. The result differs by rounding.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -39,22 +39,19 @@ PLAN = {  # what a layer must be for its kind to be computed here
 class Fused(NamedTuple):
     """How to compute what `network(images)` gives.
 
-    Args:
-        weights: gives the weights that `forward` needs, by layer, from the network's own as they
-            are at that moment; gradients flow to these.
-        forward: from float32 (batch, height, width, 1) and such weights to P(interior).
+    The weights are made of the network's own as they are at that moment; gradients flow to these.
     """
 
-    weights: Callable[[], dict]
-    forward: Callable[[tf.Tensor, dict], tf.Tensor]
+    weights: Callable[[], dict]  # what `forward` needs, by layer
+    forward: Callable[[tf.Tensor, dict], tf.Tensor]  # both float32 (batch, height, width, 1)
 
 
 class FusedUNet(keras.Model):
     """The same function as a network's, on the same variables, for `fit`."""
 
-    def __init__(self, network: keras.Model, fused: Fused):
+    def __init__(self, network: keras.Model):
         super().__init__(name="fused_unet")
-        self.network, self.fused = network, fused
+        self.network, self.fused = network, fuse(network)
 
     def call(self, images, training=None):
         """Returns P(interior)."""
@@ -66,16 +63,11 @@ def fused_unet(network: keras.Model) -> keras.Model:
 
     A network that is not exactly of `build_unet`'s plan is returned as it is.
     """
-    fused = fuse(network)
-    return FusedUNet(network, fused) if fused.weights() else network
+    return FusedUNet(network) if plan_depth(network) else network
 
 
 def fuse(network: keras.Model) -> Fused:
-    """Returns how to compute a network faster; one of another plan is called as it is.
-
-    Args:
-        network: functional, in any dtype.
-    """
+    """Returns how to compute a functional network faster, or as it is if of another plan."""
     depth = plan_depth(network)
     if depth is None:
         return Fused(dict, lambda images, weights: network(images, training=False))
@@ -129,16 +121,9 @@ def upsample_kernel(kernel: tf.Tensor) -> tf.Tensor:
     return tf.reshape(upsampling @ tf.reshape(kernel, (9, -1)), (4, 4, *kernel.shape[2:]))
 
 
-def _convolve(
-    x: tf.Tensor,
-    kernel: tf.Tensor,
-    bias: tf.Tensor,
-    dilation: Sequence[int] = (1, 1),
-    extra: tf.Tensor | None = None,
-) -> tf.Tensor:
+def _convolve(x, kernel, bias, dilation=(1, 1), extra: tf.Tensor | None = None) -> tf.Tensor:
     """Computes a convolution and its ReLU, perhaps with something to add before that."""
-    x = tf.nn.conv2d(x, kernel, 1, "SAME", dilations=dilation)
-    x = tf.nn.bias_add(x, bias)
+    x = tf.nn.bias_add(tf.nn.conv2d(x, kernel, 1, "SAME", dilations=dilation), bias)
     return tf.nn.relu(x if extra is None else x + extra)
 
 
@@ -166,18 +151,11 @@ def plan_depth(network: keras.Model) -> int | None:
         (kind, plan), config = PLAN[name.split("_")[-1].rstrip("12")], known[name].get_config()
         skip = name.replace("decoder", "encoder").replace("_skip", "_conv2")
         feeding = [skip, before] if name.endswith("_skip") else [before]
+        tensors = [tensor for node in known[name]._inbound_nodes for tensor in node.input_tensors]
+        fed = [tensor._keras_history.operation.name for tensor in tensors]
         dilated = config.get("dilation_rate", (1, 1)) != (1, 1) and not name.startswith("bridge")
-        if type(known[name]) is not kind or dilated or _inputs_of(known[name]) != feeding:
+        if type(known[name]) is not kind or dilated or fed != feeding:
             return None
         if any(config.get(key) != value for key, value in plan.items()):
             return None
     return depth
-
-
-def _inputs_of(layer: layers.Layer) -> list[str]:
-    """Returns the names of the layers that feed a layer."""
-    return [
-        tensor._keras_history.operation.name
-        for node in layer._inbound_nodes
-        for tensor in node.input_tensors
-    ]

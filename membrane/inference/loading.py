@@ -14,11 +14,7 @@ MAX_MODEL_BYTES = 2**30  # unpacked; beyond is no network that this program can 
 
 
 def load_network(path: Path) -> keras.Model:
-    """Loads a saved network, for prediction only.
-
-    Args:
-        path: of a .keras file. A network that was saved for images of one size is loaded for
-            images of any size.
+    """Loads a .keras file, for prediction only; one for images of one size is made one for any.
 
     Raises:
         UserError: the file is missing, damaged, too large, or not a functional network from one
@@ -50,10 +46,8 @@ def load_network(path: Path) -> keras.Model:
         ) from None
     if isinstance(model, keras.Sequential) or not getattr(model, "inputs", None):
         raise UserError(f"{path}: a {type(model).__name__}; expected a functional Keras model")
+    model = _with_any_size(model, path)
     shapes = [[tuple(tensor.shape) for tensor in side] for side in (model.inputs, model.outputs)]
-    sizes = [shape[1:3] for side in shapes for shape in side]
-    if len(sizes) == 2 and sizes[0] == sizes[1] != (None, None):
-        model, shapes = _with_any_size(model, path, shapes)
     if shapes != [[(None, None, None, 1)]] * 2:
         raise UserError(
             f"{path}: its input and output are {shapes[0]} and {shapes[1]}; expected one image, "
@@ -71,15 +65,18 @@ def load_network(path: Path) -> keras.Model:
     return model
 
 
-def _with_any_size(model: keras.Model, path: Path, shapes: list) -> tuple[keras.Model, list]:
-    """Returns a model for images of one size as one for images of any size."""
-    image = keras.Input((None, None, shapes[0][0][-1]), name=model.inputs[0].name)
+def _with_any_size(model: keras.Model, path: Path) -> keras.Model:
+    """Returns a model for images of one size as one for images of any, another as it is."""
+    sizes = [tensor.shape[1:-1] for tensor in model.inputs + model.outputs]
+    if len(sizes) != 2 or sizes[0] != sizes[1] or len(sizes[0]) != 2 or sizes[0] == (None, None):
+        return model
     try:
+        image = keras.Input((None, None, model.inputs[0].shape[-1]), name=model.inputs[0].name)
         free = keras.models.clone_model(model, input_tensors=image)
         free.set_weights(model.get_weights())
+        return free
     except Exception as error:  # layers that need to know the size: anything
         raise UserError(
-            f"{path}: for images of {shapes[0][0][1]}x{shapes[0][0][2]} px only "
-            f"({first_line(error)}); build it with keras.Input((None, None, 1))"
+            f"{path}: for images of {sizes[0][0]}x{sizes[0][1]} px only ({first_line(error)}); "
+            "build it with keras.Input((None, None, 1))"
         ) from None
-    return free, [[tuple(tensor.shape) for tensor in side] for side in (free.inputs, free.outputs)]

@@ -1,15 +1,18 @@
 """Masks and numbered cells: whole borders decide what is one cell, not single pixels."""
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import product
 
 import numpy as np
-from scipy import ndimage, sparse, special
+from scipy import ndimage, special
+from scipy.cluster.hierarchy import DisjointSet
 from skimage.measure import label as connected_components
 from skimage.measure import regionprops_table
 from skimage.segmentation import relabel_sequential, watershed
 
-from membrane.inference.tiling import Region, expand, full_region, relative_to, shape_of
+from membrane.inference.tiling import Region, expand, full_region, intersect, relative_to, shape_of
 
 WINDOW, WINDOW_HALO = 1024, 128  # px, of what one mask is made from
 FOREGROUND_THRESHOLD = 0.5  # on P(interior), for a pixel whose border does not decide
@@ -49,11 +52,7 @@ def close_gaps(
         bool, of the shape of what is wanted, True = cell interior.
     """
     region = region or full_region(probability.shape)
-    closed = np.empty(shape_of(region), bool)
-    for core, window, inside in _windows(probability.shape, region):
-        part = mask[window], probability[window]
-        closed[core] = _draw_lines(*part, _find_basins(*part), threshold)[inside]
-    return closed
+    return _close(_windows(mask, probability, region), shape_of(region), threshold)
 
 
 def label_cells(probability: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -98,32 +97,26 @@ def precompute_segmentation(probability: np.ndarray) -> Callable[[float], np.nda
     Args:
         probability: P(interior) in [0, 1], float (height, width).
     """
-    whole, foreground = full_region(probability.shape), probability > FOREGROUND_THRESHOLD
-    parts = []
-    for core, window, inside in _windows(probability.shape, whole):
-        part = foreground[window], probability[window]
-        parts.append((core, inside, *part, _find_basins(*part)))
-
-    def segment(threshold: float) -> np.ndarray:
-        mask = np.empty(probability.shape, bool)
-        for core, inside, *part in parts:
-            mask[core] = _draw_lines(*part, threshold)[inside]
-        return mask
-
-    return segment
+    mask = probability > FOREGROUND_THRESHOLD
+    parts = list(_windows(mask, probability, full_region(probability.shape)))
+    return partial(_close, parts, probability.shape)
 
 
-def _windows(shape: tuple[int, int], region: Region) -> Iterator[tuple[Region, Region, Region]]:
-    """Yields parts of a mask: where in it they go, what they are made from, and where in that."""
-    rows, cols = region
-    for top in range(rows.start, rows.stop, WINDOW):
-        for left in range(cols.start, cols.stop, WINDOW):
-            core = (
-                slice(top, min(top + WINDOW, rows.stop)),
-                slice(left, min(left + WINDOW, cols.stop)),
-            )
-            window = expand(core, WINDOW_HALO, shape)
-            yield relative_to(core, region), window, relative_to(core, window)
+def _close(parts: Iterable[tuple], shape: tuple[int, int], threshold: float) -> np.ndarray:
+    """Returns a mask, bool, of the parts that `_windows` yields."""
+    closed = np.empty(shape, bool)
+    for core, inside, *part in parts:
+        closed[core] = _draw_lines(*part, threshold)[inside]
+    return closed
+
+
+def _windows(mask: np.ndarray, probability: np.ndarray, region: Region) -> Iterator[tuple]:
+    """Yields parts of a mask: where in it they go, and where in the mask, map, basins of each."""
+    for top, left in product(*(range(line.start, line.stop, WINDOW) for line in region)):
+        core = intersect(np.s_[top : top + WINDOW, left : left + WINDOW], region)
+        window = expand(core, WINDOW_HALO, probability.shape)
+        part = mask[window], probability[window]
+        yield relative_to(core, region), relative_to(core, window), *part, _find_basins(*part)
 
 
 def _find_basins(mask: np.ndarray, probability: np.ndarray) -> np.ndarray | None:
@@ -183,13 +176,13 @@ def agglomerate(basins: np.ndarray, probability: np.ndarray, threshold: float) -
         borders[one][other] = borders[other][one] = (total, length)
         queue.append((-total / length, one, other))
     heapq.heapify(queue)
-    joined = []
+    cells = DisjointSet(range(count))
     while queue and -queue[0][0] > threshold:
         odds, one, other = heapq.heappop(queue)
         total, length = borders[one].get(other, (np.inf, 1))
         if -total / length != odds:
             continue  # joined, or its border has changed, since this was queued
-        joined.append((one, other))
+        cells.merge(one, other)
         if len(borders[one]) < len(borders[other]):
             one, other = other, one
         del borders[one][other]
@@ -201,6 +194,4 @@ def agglomerate(basins: np.ndarray, probability: np.ndarray, threshold: float) -
                 borders[one][third] = borders[third][one] = both
                 heapq.heappush(queue, (-both[0] / both[1], one, third))
         borders[other] = {}
-    first, second = np.array(joined, np.int64).reshape(-1, 2).T
-    graph = sparse.coo_matrix((np.ones(len(first)), (first, second)), shape=(count, count))
-    return sparse.csgraph.connected_components(graph, directed=False)[1]
+    return np.array([cells[basin] for basin in range(count)])

@@ -9,10 +9,8 @@ import tensorflow as tf
 def with_dtype(model: keras.Model, dtype: str) -> keras.Model:
     """Returns a copy of a functional model, same weights, that computes in `dtype`.
 
-    Args:
-        model: any.
-        dtype: "float32", "mixed_bfloat16" or "float64"; with the second, variables and the last
-            layer stay float32.
+    It is "float32", "float64" or "mixed_bfloat16"; with the last one, variables and the output
+    layer stay float32.
     """
     output = model.outputs[0]._keras_history.operation.name
 
@@ -43,17 +41,9 @@ def choose_precision() -> tuple[str, str]:
         native = details.get("compute_capability", (0, 0)) >= (8, 0)
         name = f"GPU {details.get('device_name', gpus[0].name)}"
     else:
-        native = bool({"amx_bf16", "avx512_bf16"} & _cpu_flags())
-        name = "CPU"
+        info, name = Path("/proc/cpuinfo"), "CPU"  # Linux alone tells what a processor can do
+        features = info.read_text(encoding="utf-8").split() if info.exists() else []
+        native = "amx_bf16" in features or "avx512_bf16" in features
     if native:
         return "mixed_bfloat16", f"{name}, bfloat16, which it computes natively"
     return "float32", f"{name}, float32; no native bfloat16"
-
-
-def _cpu_flags() -> set[str]:
-    """Returns the processor's features where Linux tells them, else nothing."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return set()
-    return next((set(line.split()) for line in lines if line.startswith("flags")), set())

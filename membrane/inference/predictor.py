@@ -32,13 +32,7 @@ class Predictor:
         workers: how many tiles, or flips of one, are computed at the same time.
     """
 
-    def __init__(
-        self,
-        network: keras.Model,
-        tta: bool = False,
-        tile: tuple[int, int] = TILE,
-        workers: int = 1,
-    ):
+    def __init__(self, network: keras.Model, tta: bool = False, tile=TILE, workers: int = 1):
         self.tiling = Tiling(*stride_and_halo(network), tile)
         self.network = network
         self.transforms = D4 if tta else D4[:1]
@@ -60,7 +54,7 @@ class Predictor:
     def __call__(
         self, image: np.ndarray, scale: float = 1.0, normalize: Callable | None = None
     ) -> np.ndarray:
-        """Returns P(interior) of a slice.
+        """Returns P(interior) of a slice, float32 (height, width) in [0, 1], of the image's size.
 
         Args:
             image: (height, width), any size from 1x1; float32 as `normalization.normalize` gives,
@@ -69,9 +63,6 @@ class Predictor:
                 trained at.
             normalize: what to do to the pixels of each tile, so that a huge slice need not be
                 float as a whole.
-
-        Returns:
-            float32 (height, width) in [0, 1], of the image's own size.
 
         Raises:
             UserError: the network must see all of a slice at once, and memory forbids it.
@@ -89,16 +80,13 @@ class Predictor:
         shape: tuple[int, int],
         normalize: Callable | None = None,
     ) -> np.ndarray:
-        """Returns P(interior) of a region of a slice, to the bit what the whole slice has there.
+        """Returns P(interior) of a region, float32, to the bit what the whole slice has there.
 
         Args:
             image: the rows and columns of the slice that `tiling.input_region` names.
             region: what is wanted.
             shape: of the whole slice.
             normalize: as for a whole slice.
-
-        Returns:
-            float32 (height, width) of the region.
         """
         if self.sees_whole_slices:
             self._check_memory(shape)
@@ -132,7 +120,11 @@ class Predictor:
         """Refuses a slice that memory cannot hold as a whole, rather than be killed by it."""
         if not hasattr(os, "sysconf"):
             return
-        wanted = _bytes_per_pixel(self.network) / 2 * math.prod(shape)  # not all at one time
+        side = 256  # px, that the outputs of all layers, float32, are counted on
+        fixed = keras.models.clone_model(self.network, input_tensors=keras.Input((side, side, 1)))
+        outputs = keras.tree.flatten([layer.output for layer in fixed.layers])
+        per_pixel = 4 * sum(math.prod(output.shape[1:]) for output in outputs) / side**2
+        wanted = per_pixel / 2 * math.prod(shape)  # not all at one time
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if wanted > free:
             raise UserError(
@@ -154,14 +146,6 @@ def _compile(function: Callable) -> Callable:
     except Exception:  # Keras, TensorFlow: anything
         return tf.function(function)
     return compiled
-
-
-def _bytes_per_pixel(network: keras.Model) -> float:
-    """Returns how many bytes per pixel of a slice the outputs of all layers have, float32."""
-    side = 256  # px
-    fixed = keras.models.clone_model(network, input_tensors=keras.Input((side, side, 1)))
-    outputs = keras.tree.flatten([layer.output for layer in fixed.layers])
-    return 4 * sum(math.prod(output.shape[1:]) for output in outputs) / side**2
 
 
 def _lines(numbers: np.ndarray) -> slice | np.ndarray:

@@ -13,16 +13,10 @@ from membrane.inference.precision import with_dtype
 
 MAX_STRIDE = 64  # px
 MAX_SIDE = 2048  # px, of the images it is measured on; what reaches further has no finite reach
-TRIALS = 2
-CHANGE = 1e6  # of a pixel; its change of the output must not drown in rounding
-SHIFT_TOLERANCE = 1e-3  # of the output's range: a network is the same on a grid up to this
 
 
 def stride_and_radius(network: keras.Model) -> tuple[int, int | None]:
-    """Returns how a network must be tiled.
-
-    Args:
-        network: functional, from (batch, height, width, 1) to the same shape.
+    """Returns how a functional network, from (batch, height, width, 1) to the same, is tiled.
 
     Returns:
         stride: px; sides and tile origins must be multiples of it.
@@ -62,19 +56,17 @@ def measure(network: keras.Model) -> tuple[int, int | None]:
     shapes = [weights.shape for weights in probe.get_weights()]
 
     def renew_weights() -> None:
-        fan_in = [max(1, np.prod(shape[:-1])) if len(shape) > 1 else 1 for shape in shapes]
-        probe.set_weights(
-            [random.uniform(0.5, 1.5, s) / n for s, n in zip(shapes, fan_in, strict=True)]
-        )
+        probe.set_weights([random.uniform(0.5, 1.5, s) / max(1, np.prod(s[:-1])) for s in shapes])
 
     def measure_radius(stride: int) -> int | None:
-        reaches = []
-        for axis in (0, 1) * TRIALS:
+        radius = 0
+        for axis in (0, 1, 0, 1):
             renew_weights()
-            reaches.append(_measure_reach(probe, stride, axis, random))
-            if reaches[-1] is None:
+            reach = _measure_reach(probe, stride, axis, random)
+            if reach is None:
                 return None
-        return max(reaches)
+            radius = max(radius, reach)
+        return radius
 
     renew_weights()
     stride = _smallest_side(probe)
@@ -99,18 +91,15 @@ def _smallest_side(probe: keras.Model) -> int:
 def _is_same_on_grid(
     probe: keras.Model, stride: int, radius: int, random: np.random.Generator
 ) -> bool:
-    """Whether the output moves with the input when that moves by the stride."""
+    """Whether the output moves as the input does by the stride, up to 0.001 of its range."""
     margin = -(-radius // stride) * stride + stride
     side = 2 * margin + 4 * stride
     image = random.random((1, side, side, 1))
     output = _run(probe, image)
-    limit = SHIFT_TOLERANCE * np.ptp(output)
-    for axis in (1, 2):
-        moved = np.roll(_run(probe, np.roll(image, stride, axis)), -stride, axis)
-        inner = np.s_[:, margin:-margin, margin:-margin]
-        if np.abs(moved - output)[inner].max() > limit:
-            return False
-    return True
+    inner = np.s_[:, margin:-margin, margin:-margin]
+    moved = (np.roll(_run(probe, np.roll(image, stride, axis)), -stride, axis) for axis in (1, 2))
+    limit = 1e-3 * np.ptp(output)
+    return not any(np.abs(one - output)[inner].max() > limit for one in moved)
 
 
 def _measure_reach(
@@ -125,7 +114,7 @@ def _measure_reach(
         before = _run(probe, images[:1])
         places = side // 2 // stride * stride + np.arange(stride)
         for image, place in zip(images, places, strict=True):
-            image.swapaxes(0, axis)[place] += CHANGE
+            image.swapaxes(0, axis)[place] += 1e6  # much, or its effect could drown in rounding
         changed = (_run(probe, images) != before).any((2 - axis, 3))
         lines = [np.flatnonzero(one) for one in changed]
         if all(line.size == 0 or (line[0] > 0 and line[-1] < side - 1) for line in lines):

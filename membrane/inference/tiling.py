@@ -22,10 +22,8 @@ def full_region(shape: tuple[int, int]) -> Region:
 
 def expand(region: Region, margin: int, shape: tuple[int, int]) -> Region:
     """Returns `region` with `margin` more px on every side, as far as the slice goes."""
-    return tuple(
-        slice(max(0, line.start - margin), min(line.stop + margin, side))
-        for line, side in zip(region, shape, strict=True)
-    )
+    wider = tuple(slice(line.start - margin, line.stop + margin) for line in region)
+    return intersect(wider, full_region(shape))
 
 
 def relative_to(region: Region, origin: Region) -> Region:
@@ -66,9 +64,8 @@ class Tiling:
 
     def input_region(self, region: Region, shape: tuple[int, int]) -> Region:
         """Returns what must be read of a slice of this shape to predict a region of it."""
-        axes = (
-            np.concatenate([seen for _, seen in axis]) for axis in self.tile_grid(region, shape)
-        )
+        grid = self.tile_grid(region, shape)
+        axes = (np.concatenate([seen for _, seen in axis]) for axis in grid)
         return tuple(slice(int(line.min()), int(line.max()) + 1) for line in axes)
 
     def tile_grid(

@@ -43,15 +43,10 @@ def load_slices(images: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> S
 
 
 def make_tile(slices: Slices, seed: int, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Makes a tile.
+    """Makes the tile that follows from a seed and a number, int64 ().
 
     Every pixel of it has one place in the slice, from which image and label are read together, so
     no crop, flip, rotation or deformation can move one without the other.
-
-    Args:
-        slices: of `load_slices`.
-        seed: of all random choices.
-        number: int64 (), of the tile: another one is another tile.
 
     Returns:
         image: float32 (256, 256, 1), about [0, 1].
@@ -131,11 +126,11 @@ def augment_intensity(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     image = tf.maximum(image, 0.0)
     gamma = GAMMA[0] * (GAMMA[1] / GAMMA[0]) ** draw[3]
     image = tf.cond(_chance(seeds[2], GAMMA_FRACTION), lambda: image**gamma, lambda: image)
-    return tf.cond(
-        _chance(seeds[3], NOISE_FRACTION),
-        lambda: image + NOISE_SIGMA * draw[4] * tf.random.stateless_normal(image.shape, seeds[4]),
-        lambda: image,
-    )
+
+    def add_noise():
+        return image + NOISE_SIGMA * draw[4] * tf.random.stateless_normal(image.shape, seeds[4])
+
+    return tf.cond(_chance(seeds[3], NOISE_FRACTION), add_noise, lambda: image)
 
 
 def blur(image: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:

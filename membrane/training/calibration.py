@@ -13,20 +13,14 @@ from membrane.io.normalization import DEVIATION, MEAN
 from membrane.io.writers import atomic_write, write_json
 from membrane.viewer import plots
 
-MIN_TRAIN_IOU = 0.1  # of membrane on the training tiles; below, the training has failed
-
 
 def calibrate_and_save(
     folder: Path, record: dict, network: keras.Model, held_out, history: list[dict]
 ) -> None:
     """Chooses the thresholds, writes model, pictures and run.json, and prints the scores.
 
-    Args:
-        folder: of the run.
-        record: for its run.json, that gets the thresholds and the scores.
-        network: as it was trained.
-        held_out: `data.Pairs` to choose the thresholds on; there may be none.
-        history: a row per epoch.
+    The thresholds are chosen on `held_out`, `data.Pairs` that may be empty. They and the scores
+    are added to the record, for run.json. The history has a row per epoch.
     """
     with atomic_write(folder / "model.keras") as part:
         with_dtype(network, "float32").save(part)
@@ -37,7 +31,7 @@ def calibrate_and_save(
     if threshold := record["flags"]["threshold"]:
         record |= {"threshold": threshold, "threshold_without_tta": threshold}
     write_json(folder / "run.json", record)
-    if history[-1]["membrane_iou"] < MIN_TRAIN_IOU:
+    if history[-1]["membrane_iou"] < 0.1:  # of the training tiles: it has failed
         print(
             "Note: it finds hardly any membrane, even on its own tiles; train longer, or with a "
             "third of the --learning-rate"

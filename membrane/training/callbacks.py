@@ -40,24 +40,17 @@ def membrane_iou(y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
 
 
 class Validation(keras.callbacks.Callback):
-    """Scores the held-out slices as whole slices, some times in a training.
+    """Scores the held-out slices, as `validate` takes them, ten times in a training.
 
-    Args:
-        network: in training.
-        images: float32 (height, width) each, normalised; there may be none.
-        labels: bool (height, width) each, True = interior.
-        times: how often in the training, its end included.
+    There may be none. The network is the one in training.
     """
 
-    def __init__(self, network: keras.Model, images: list, labels: list, times: int = 10):
+    def __init__(self, network: keras.Model, images: list, labels: list):
         super().__init__()
-        self.network, self.images, self.labels, self.times = network, images, labels, times
-
-    def on_train_begin(self, logs=None):
-        self.predict = Predictor(self.network)
+        self.predict, self.images, self.labels = Predictor(network), images, labels
 
     def on_epoch_end(self, epoch, logs=None):
-        epochs, every = self.params["epochs"], max(1, self.params["epochs"] // self.times)
+        epochs, every = self.params["epochs"], max(1, self.params["epochs"] // 10)
         if not self.images or ((epoch + 1) % every and epoch + 1 < epochs):
             return
         self.predict.refresh()
@@ -74,9 +67,7 @@ class Validation(keras.callbacks.Callback):
 class Checkpoint(keras.callbacks.Callback):
     """Writes weights, optimizer and history as one file, and the history as CSV, every epoch.
 
-    Args:
-        folder: gets checkpoint.npz and history.csv.
-        history: a row per finished epoch, `COLUMNS` and `VALIDATION_COLUMNS`; grows.
+    The history grows by a row, `COLUMNS` and `VALIDATION_COLUMNS`, per epoch.
     """
 
     def __init__(self, folder: Path, history: list[dict]):
@@ -92,18 +83,18 @@ class Checkpoint(keras.callbacks.Callback):
                 f"the loss is no longer a number in epoch {epoch + 1}; train again with a lower "
                 f"--learning-rate, a tenth to begin with ({self.folder} keeps the epochs before)"
             )
-        row = {name: logs[name] for name in COLUMNS + VALIDATION_COLUMNS if name in logs}
-        row = {name: float(value) for name, value in row.items()}
+        row = dict.fromkeys(COLUMNS + VALIDATION_COLUMNS)
+        row |= {name: float(logs[name]) for name in row if name in logs}
         row["epoch"] = epoch + 1
         row["learning_rate"] = float(self.model.optimizer.learning_rate)
         row["seconds"] = round(time.monotonic() - self.began, 2)
-        self.history.append(dict.fromkeys(COLUMNS + VALIDATION_COLUMNS) | row)
+        self.history.append(row)
         save_checkpoint(self.folder / CHECKPOINT, self.model, self.history)
         write_history(self.folder / "history.csv", self.history)
 
 
 def validate(predict: Predictor, images: list, labels: list, loss="binary_crossentropy") -> dict:
-    """Scores whole slices, without averaging flips.
+    """Scores whole slices.
 
     Args:
         predict: the network.
@@ -116,15 +107,15 @@ def validate(predict: Predictor, images: list, labels: list, loss="binary_crosse
     """
     maps = [predict(image) for image in images]
     loss = keras.losses.get(loss)
-    losses = [
-        loss(label[None, ..., None].astype(np.float32), one[None, ..., None])
+    losses = [  # a number each, or one per pixel
+        np.ravel(loss(label[None, ..., None].astype(np.float32), one[None, ..., None]))
         for label, one in zip(labels, maps, strict=True)
     ]
     truth, found = (np.concatenate([one.ravel() for one in each]) for each in (labels, maps))
     segmentations = [precompute_segmentation(one) for one in maps]
     oracle = metrics.calibrate(labels, segmentations, metrics.THRESHOLDS[::2])["oracle"]
     return {
-        "loss": float(np.mean(losses)),
+        "loss": float(np.mean(np.concatenate(losses))),
         "membrane_iou": metrics.score_membrane(truth, found > 0.5)["membrane_iou"],
         "v_rand": oracle["v_rand"],
         "v_info": oracle["v_info"],
@@ -133,16 +124,14 @@ def validate(predict: Predictor, images: list, labels: list, loss="binary_crosse
 
 def save_checkpoint(path: Path, model: keras.Model, history: list[dict]) -> None:
     """Writes weights, optimizer state and history as one file, whole or not at all."""
-    arrays = [variable.numpy() for variable in _state(model)]
     with atomic_write(path) as part, open(part, "wb") as file:
-        np.savez(file, *arrays, history=json.dumps(history))
+        np.savez(file, *[one.numpy() for one in _state(model)], history=json.dumps(history))
 
 
 def restore_checkpoint(folder: Path, model: keras.Model) -> list[dict]:
-    """Restores a compiled model from what `Checkpoint` wrote.
+    """Restores a compiled model from what `Checkpoint` wrote; returns the history.
 
-    Returns:
-        The history, a row per finished epoch; empty in a new folder.
+    It has a row per finished epoch, none in a new folder.
 
     Raises:
         UserError: the file is damaged, of another network, or gone.

@@ -7,24 +7,18 @@ two-dimensional weights only, of which this network has none; here a convolution
 (height, width, in, out) counts as a matrix (height * width * in, out).
 """
 
+import math
+
 import keras
 from keras import ops
 
 ADAM_SHARE = 0.3  # of the learning rate, for biases and the kernels of one channel
-ADAM_BETAS = (0.9, 0.999)
 EPSILON = 1e-7
 STEP = 0.2  # root mean square of a kernel's step at learning rate 1, about that of Adam
-POLYNOMIAL = (3.4445, -4.7750, 2.0315)  # x → ax + bx³ + cx⁵ pulls singular values towards 1
-ITERATIONS = 5
 
 
 class Muon(keras.optimizers.Optimizer):
-    """Muon with Nesterov momentum.
-
-    Args:
-        learning_rate: number or schedule.
-        momentum: in [0, 1).
-    """
+    """Muon with Nesterov momentum, in [0, 1); the learning rate is a number or a schedule."""
 
     def __init__(self, learning_rate, momentum: float = 0.95, name: str = "muon"):
         super().__init__(learning_rate=learning_rate, name=name)
@@ -48,12 +42,11 @@ class Muon(keras.optimizers.Optimizer):
         if square is None:
             self.assign(mean, self.momentum * mean + gradient)
             direction = orthogonalise(gradient + self.momentum * mean)
-            rows = ops.size(variable) // variable.shape[-1]
-            longest = ops.cast(ops.maximum(rows, variable.shape[-1]), variable.dtype)
-            self.assign_sub(variable, learning_rate * STEP * ops.sqrt(longest) * direction)
+            longest = max(math.prod(variable.shape[:-1]), variable.shape[-1])
+            self.assign_sub(variable, learning_rate * STEP * math.sqrt(longest) * direction)
             return
         step = ops.cast(self.iterations + 1, variable.dtype)
-        first, second = ADAM_BETAS
+        first, second = 0.9, 0.999
         self.assign(mean, first * mean + (1 - first) * gradient)
         self.assign(square, second * square + (1 - second) * ops.square(gradient))
         rate = ADAM_SHARE * learning_rate * ops.sqrt(1 - second**step) / (1 - first**step)
@@ -61,20 +54,16 @@ class Muon(keras.optimizers.Optimizer):
 
 
 def orthogonalise(kernel):
-    """Returns the kernel, as a matrix, with singular values near one, by Newton-Schulz iteration.
+    """Returns a kernel, float (height, width, in, out), with singular values in about [0.7, 1.2].
 
-    Args:
-        kernel: float (height, width, in, out).
-
-    Returns:
-        The same shape; the singular values lie in about [0.7, 1.2].
+    They are those of the kernel as a matrix, brought there by Newton-Schulz iteration.
     """
-    a, b, c = POLYNOMIAL
+    a, b, c = 3.4445, -4.7750, 2.0315  # x → ax + bx³ + cx⁵ pulls singular values towards 1
     x = ops.reshape(kernel, (-1, kernel.shape[-1]))
     tall = x.shape[0] > x.shape[1]
     x = ops.transpose(x) if tall else x
     x = x / (ops.norm(x) + EPSILON)
-    for _ in range(ITERATIONS):
+    for _ in range(5):
         gram = x @ ops.transpose(x)
         x = a * x + (b * gram + c * gram @ gram) @ x
     return ops.reshape(ops.transpose(x) if tall else x, kernel.shape)

@@ -12,11 +12,8 @@ from membrane.io.writers import atomic_write
 from membrane.metrics import find_errors
 
 MISSED, INVENTED = (213, 94, 0), (0, 114, 178)  # vermilion, blue: safe for colour-blind eyes
-PANEL = 512  # px, the largest side of a slice in the validation sheet
-VALIDATION_ROWS = 10
 THUMBNAIL = 256  # px, in the contact sheet
 CAPTION = 26  # px, its height
-NUMBERED = 5  # merged and split parts of cells in the validation sheet
 CURVES = {  # columns of history.csv, by the title of their panel
     "loss": ("loss", "val_loss"),
     "membrane IoU at 0.5": ("membrane_iou", "val_membrane_iou"),
@@ -31,9 +28,8 @@ def draw_curves(path: Path, history: Sequence[dict]) -> None:
     The history has a row per epoch, as history.csv; None where a value was not measured.
     """
     figure = Figure(figsize=(16, 4), layout="constrained")
-    panels = zip(figure.subplots(1, len(CURVES)), CURVES.items(), strict=True)
-    for axes, (title, columns) in panels:
-        for column in columns:
+    for axes, title in zip(figure.subplots(1, len(CURVES)), CURVES, strict=True):
+        for column in CURVES[title]:
             points = [(row["epoch"], row[column]) for row in history if row[column] is not None]
             if points:
                 marker = "o" if column.startswith("val_") else None
@@ -50,18 +46,12 @@ def draw_curves(path: Path, history: Sequence[dict]) -> None:
 def draw_validation_sheet(path: Path, names, images, labels, probabilities, masks, scores) -> None:
     """Draws slice, label, P(interior), mask, and where they differ, of the ten worst slices.
 
-    Args:
-        path: the PNG to write.
-        names: of the slices.
-        images: float (height, width) each, about [0, 1].
-        labels: bool (height, width) each, True = interior.
-        probabilities: P(interior) in [0, 1], float (height, width) each.
-        masks: bool (height, width) each, True = interior.
-        scores: v_rand and v_info of each mask, in dictionaries.
+    All are (height, width) each: images about [0, 1], probabilities in [0, 1], labels and masks
+    bool, True = interior. The scores are a dictionary, with v_rand and v_info, for each mask.
     """
     order = sorted(range(len(names)), key=lambda i: np.nan_to_num(scores[i]["v_rand"], nan=2.0))
     rows = []
-    for i in order[:VALIDATION_ROWS]:
+    for i in order[:10]:
         grey = to_bytes(np.clip(images[i], 0, 1))
         errors = np.stack([grey] * 3, axis=-1)
         errors[~labels[i] & masks[i]] = MISSED
@@ -77,7 +67,7 @@ def draw_validation_sheet(path: Path, names, images, labels, probabilities, mask
             "cells merged (vermilion), split (blue), largest first": cells,
         }
         rows.append(list(panels.items()))
-    _write_sheet(path, rows, PANEL)
+    _write_sheet(path, rows, 512)
 
 
 def _draw_cell_errors(grey: np.ndarray, merged: np.ndarray, split: np.ndarray) -> np.ndarray:
@@ -89,7 +79,7 @@ def _draw_cell_errors(grey: np.ndarray, merged: np.ndarray, split: np.ndarray) -
     pen = ImageDraw.Draw(drawing)
     style = {"font": ImageFont.load_default(20), "anchor": "mm", "fill": "white"}
     for parts in (merged, split):
-        for number in range(1, min(NUMBERED, parts.max()) + 1):
+        for number in range(1, min(5, parts.max()) + 1):
             row, col = (float(np.median(places)) for places in np.nonzero(parts == number))
             pen.text((col, row), str(number), stroke_width=2, stroke_fill="black", **style)
     return np.asarray(drawing)
@@ -122,7 +112,7 @@ def _shrink(image: np.ndarray, side: int) -> Image.Image:
 
 
 def _write_sheet(path: Path, rows: list[list[tuple[str, np.ndarray]]], panel: int) -> None:
-    """Writes rows of captioned panels on a white page."""
+    """Writes rows of captioned panels, `panel` px wide and high at most, on a white page."""
     font, gap = ImageFont.load_default(max(11, panel // 28)), 8
     rows = [[(caption, _shrink(image, panel)) for caption, image in row] for row in rows]
     heights = [max(picture.height for _, picture in row) + CAPTION + gap for row in rows]
