@@ -1,12 +1,14 @@
 """Grey values of every dtype and exposure, brought to the scale that the network is trained on."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 from skimage.measure import euler_number
+
+from membrane.io.tissue import fill_blank, find_blank
 
 MEAN, DEVIATION = 0.491, 0.171  # of ISBI-2012's grey values / 255; every slice is brought to these
 LIMITS = -1.0, 2.0  # of normalised grey values
@@ -27,6 +29,8 @@ def to_grey(image: np.ndarray) -> np.ndarray:
 def normalize(image: np.ndarray, mean: float = MEAN, deviation: float = DEVIATION) -> np.ndarray:
     """Brings one slice to the grey values that the network is trained on.
 
+    They are measured on its tissue alone; what is none becomes the mean.
+
     Args:
         image: (height, width), or (height, width, 3) for colour; any real dtype, any range.
         mean: wanted mean, 0 black to 1 white.
@@ -36,7 +40,9 @@ def normalize(image: np.ndarray, mean: float = MEAN, deviation: float = DEVIATIO
         float32 (height, width), mostly in [0, 1], never outside [-1, 2].
     """
     image = to_grey(image)
-    return make_normalizer(sample_pixels(image), mean, deviation)(image)
+    sample = sample_pixels(image)
+    image = fill_blank(image, find_blank(image), sample)
+    return make_normalizer(sample, mean, deviation)(image)
 
 
 def sample_regions(shape: tuple[int, int]) -> list[tuple[slice, slice]]:
@@ -57,8 +63,26 @@ def sample_regions(shape: tuple[int, int]) -> list[tuple[slice, slice]]:
 
 
 def sample_pixels(image: np.ndarray) -> np.ndarray:
-    """Returns the pixels, as one row, that the grey values of a slice are measured on."""
-    return np.concatenate([image[part].ravel() for part in sample_regions(image.shape)])
+    """Returns the pixels, as one row, that the grey values of a slice are measured on.
+
+    Those of its `sample_regions` that are tissue; if these have none, all that are.
+    """
+    sample = pixels_of_tissue([image[part] for part in sample_regions(image.shape)])
+    return sample if sample.size else pixels_of_tissue([image], last=True)
+
+
+def pixels_of_tissue(parts: Sequence[np.ndarray], last: bool = False) -> np.ndarray:
+    """Returns the pixels, as one row, of parts of slices that are tissue.
+
+    Where nothing is, none; with `last`, one zero, so that there is something to measure.
+    """
+    blanks = map(find_blank, parts)
+    tissue = [
+        part.ravel() if blank is None else part[~blank]
+        for part, blank in zip(parts, blanks, strict=True)
+    ]
+    tissue = np.concatenate(tissue)
+    return tissue if tissue.size or not last else np.zeros(1, tissue.dtype)
 
 
 def make_normalizer(
@@ -99,7 +123,7 @@ def middle_region(shape: tuple[int, int]) -> tuple[slice, slice]:
     return tuple(slice(start, min(start + LOOK, side)) for side, start in margins)
 
 
-def looks_inverted(image: np.ndarray, scale: float = 1.0) -> bool:
+def looks_inverted(image: np.ndarray, scale: tuple[float, float] = (1.0, 1.0)) -> bool:
     """Tells whether a slice seems to have bright membranes on dark cells.
 
     Membranes form a net whose meshes are the cells. So what is darker than its surroundings has
@@ -108,14 +132,21 @@ def looks_inverted(image: np.ndarray, scale: float = 1.0) -> bool:
 
     Args:
         image: float32 (height, width) as `normalize` gives; its `middle_region` is enough.
-        scale: what its sides are multiplied by, for pixels of the size that the network knows.
+        scale: what its height and width are multiplied by, for pixels of the size that the network
+            knows.
     """
-    if scale != 1.0:
-        image = resize(image, tuple(max(1, round(side * scale)) for side in image.shape))
+    if scale != (1.0, 1.0):
+        image = resize(image, scale_shape(image.shape, scale))
     smooth = ndimage.gaussian_filter(image, 3.0)[::2, ::2]
     detail = smooth - ndimage.gaussian_filter(smooth, 10.0)
     dark, bright = euler_number(detail < -0.03, 1), euler_number(detail > 0.03, 1)
     return bool(dark - bright > 0.1 * (abs(dark) + abs(bright)))
+
+
+def scale_shape(shape: tuple[int, int], scale: tuple[float, float]) -> tuple[int, int]:
+    """Returns height and width, each multiplied by its own factor, at least 1."""
+    height, width = (max(1, round(side * by)) for side, by in zip(shape, scale, strict=True))
+    return height, width
 
 
 def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

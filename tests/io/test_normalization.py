@@ -63,8 +63,8 @@ def test_bright_membranes_look_inverted_and_dark_ones_do_not():
 def test_polarity_is_told_at_the_pixel_size_that_the_network_knows(scale):
     image = normalization.normalize(synthetic.make_slice(300, 400, 1)[0])
     other = normalization.resize(image, (round(300 / scale), round(400 / scale)))
-    assert not normalization.looks_inverted(other, scale)
-    assert normalization.looks_inverted(2 * normalization.MEAN - other, scale)
+    assert not normalization.looks_inverted(other, (scale, scale))
+    assert normalization.looks_inverted(2 * normalization.MEAN - other, (scale, scale))
 
 
 @pytest.mark.isbi
