@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -16,19 +17,29 @@ from PIL import Image
 from membrane.errors import UserError
 from membrane.io.readers import TIFF_SUFFIXES
 
+HELD_SECONDS = (0.1, 0.4, 1.5)  # between tries to replace a file that another program has open
+
+
+class HeldError(UserError):
+    """A file cannot be replaced while another program has it open, as on Windows."""
+
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside `path`; moves it there when the block succeeds.
 
-    An interruption at any moment leaves the old file, or none, never half of one.
+    An interruption at any moment leaves the old file, or none, never half of one. A power cut can
+    leave an empty one: nothing waits for the disk.
+
+    Raises:
+        UserError: it cannot be written; a `HeldError` if another program has it open.
     """
     # the suffix tells savers the format; a name has 255 bytes at most, a character up to 4
     part = path.with_name(f".part-{os.getpid()}-{path.name[-50:]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        os.replace(part, path)
+        _replace(part, path)
     except BrokenPipeError:  # of the terminal, not of this file
         raise
     except OSError as error:
@@ -38,16 +49,35 @@ def atomic_write(path: Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
+def _replace(part: Path, path: Path) -> None:
+    """Moves a file; tries again for a while if another program has the old one open."""
+    for delay in (*HELD_SECONDS, None):
+        try:
+            os.replace(part, path)
+            return
+        except PermissionError:
+            if not (path.is_file() and os.access(path.parent, os.W_OK)):
+                raise
+            if delay is None:
+                raise HeldError(f"{path}: another program has it open") from None
+            time.sleep(delay)
+
+
 @contextlib.contextmanager
-def open_pages(path: Path, nbytes: int = 0) -> Iterator[Callable[[np.ndarray], None]]:
+def open_pages(
+    path: Path, nbytes: int = 0, pixel_size: tuple[float, float] | None = None
+) -> Iterator[Callable[[np.ndarray], None]]:
     """Gives a function that writes uint8 (height, width) arrays, whole file or none.
 
-    A PNG takes one array, a TIFF one per page; with more than 2 GiB in all it is a BigTIFF.
+    A PNG takes one array, a TIFF one per page, with the pixel size, nm of y and x, in its plain
+    tags; with more than 2 GiB in all it is a BigTIFF.
     """
     with atomic_write(path) as part:
         if path.suffix.lower() in TIFF_SUFFIXES:
             with tifffile.TiffWriter(part, bigtiff=nbytes > 2**31) as tiff:
                 kind = {"photometric": "minisblack", "compression": "zlib", "metadata": None}
+                if pixel_size:
+                    kind |= {"resolution": _per_cm(pixel_size), "resolutionunit": "CENTIMETER"}
                 yield partial(tiff.write, **kind)
         else:  # run lengths make a mask's file as small as zlib's default does, in half the time
             kind = {"format": "PNG", "compress_type": zlib.Z_RLE}
@@ -56,13 +86,13 @@ def open_pages(path: Path, nbytes: int = 0) -> Iterator[Callable[[np.ndarray], N
 
 @contextlib.contextmanager
 def open_labels(
-    path: Path, shape: tuple[int, int, int], largest: int, pixel_size: float | None
+    path: Path, shape: tuple[int, int, int], largest: int, pixel_size: tuple[float, float] | None
 ) -> Iterator[Callable[[np.ndarray], None]]:
     """Gives a function that writes (height, width) labels into a TIFF, whole file or none.
 
-    Fiji and napari open it with its pixel size, in nm: as ImageJ's own kind of 16-bit TIFF, or,
-    where that does not hold the `largest` label, as a plain one of 32 bits. The shape is (pages,
-    height, width).
+    Fiji and napari open it with its pixel size, nm of y and x: as ImageJ's own kind of 16-bit TIFF,
+    or, where that does not hold the `largest` label, as a plain one of 32 bits. The shape is
+    (pages, height, width).
     """
     imagej = largest < 2**16
     dtype = np.dtype(">u2" if imagej else ">u4")
@@ -72,7 +102,8 @@ def open_labels(
         unit = {"unit": "nm"} if pixel_size else {}
         options["metadata"] = {"axes": "ZYX"[-len(shape) :], **unit}
     if pixel_size:
-        options["resolution"] = [(1 if imagej else 1e7) / pixel_size] * 2
+        nanometres = [1 / side for side in reversed(pixel_size)]
+        options["resolution"] = nanometres if imagej else _per_cm(pixel_size)
         options["resolutionunit"] = None if imagej else "CENTIMETER"
     with atomic_write(path) as part:
         place, _ = tifffile.imwrite(part, shape=shape, dtype=dtype, returnoffset=True, **options)
@@ -116,6 +147,11 @@ def open_table(path: Path) -> Iterator[Callable[[dict[str, np.ndarray]], None]]:
             writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
 
         yield write
+
+
+def _per_cm(pixel_size: tuple[float, float]) -> tuple[float, float]:
+    """Returns how many pixels a cm has, across and down, as TIFF has it."""
+    return 1e7 / pixel_size[1], 1e7 / pixel_size[0]
 
 
 def write_pages(path: Path, pages: Sequence[np.ndarray]) -> None:

@@ -150,13 +150,82 @@ def test_a_damaged_file_is_named(tmp_path, suffix, fault):
         list(readers.read_pages(path))
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_float_slice_with_a_hole_is_refused(tmp_path, value):
-    image = GREY.astype(np.float32)
-    image[3, 4] = value
-    tifffile.imwrite(tmp_path / "hole.tif", image)
-    with pytest.raises(UnreadableError, match="NaN"):
-        list(readers.read_pages(tmp_path / "hole.tif"))
+STACK = RNG.integers(0, 256, (6, 20, 30), np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["imagej", "ome", "shaped"])
+@pytest.mark.parametrize("axes", ["CYX", "ZCYX", "CZYX", "TZCYX"])
+def test_a_channel_is_asked_for_and_taken(tmp_path, kind, axes):
+    axes = "ZCYX" if kind == "imagej" and axes == "CZYX" else axes  # ImageJ has one order
+    sides = {"C": 2, "Z": 3, "T": 1}
+    shape = tuple(sides[axis] for axis in axes[:-2])
+    count = int(np.prod(shape))
+    stack = STACK[:count].reshape(*shape, 20, 30)
+    options = {"ome": kind == "ome", "imagej": kind == "imagej", "metadata": {"axes": axes}}
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, stack, photometric="minisblack", **options)
+    with pytest.raises(UnreadableError, match=r"axes .*'C': 2.*--channel N"):
+        readers.count_pages(path)
+    with pytest.raises(UnreadableError, match="it has 2 channels"):
+        readers.count_pages(path, channel=3)
+    second = stack.take(1, axes.index("C")).reshape(-1, 20, 30)
+    assert readers.count_pages(path, channel=2) == count // 2
+    assert np.array_equal(list(readers.read_pages(path, channel=2)), second)
+    assert readers.count_pages(path, channel=0) == count
+
+
+@pytest.mark.parametrize("kind", ["imagej", "ome"])
+def test_several_times_are_refused(tmp_path, kind):
+    path = tmp_path / "a.tif"
+    options = {"ome": kind == "ome", "imagej": kind == "imagej", "metadata": {"axes": "TYX"}}
+    tifffile.imwrite(path, STACK[:3], photometric="minisblack", **options)
+    with pytest.raises(UnreadableError, match=r"'T': 3.*save one time"):
+        readers.count_pages(path)
+
+
+def test_slices_that_tifffile_saved_as_colours_are_refused(tmp_path):
+    for count in (3, 4):
+        path = tmp_path / f"{count}.tif"
+        tifffile.imwrite(path, STACK[:count], photometric="rgb", planarconfig="separate")
+        with pytest.raises(UnreadableError, match=rf"{count} planes, marked as colours"):
+            read_one(path)
+
+
+def test_thumbnails_are_no_slices(tmp_path):
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        for page, kind in ((STACK[0], 0), (STACK[1], 1), (STACK[3, :9], 1)):
+            tiff.write(page, subfiletype=kind, metadata=None)
+        tiff.write(STACK[4], metadata=None)
+    assert readers.count_pages(path) == 2
+    assert np.array_equal(list(readers.read_pages(path)), STACK[[0, 4]])
+
+
+def test_a_tiff_of_jpeg_colours_is_read(tmp_path):
+    smooth = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8)
+    path = tmp_path / "a.tif"
+    colour = np.asarray(Image.fromarray(smooth).convert("RGB").convert("YCbCr"))
+    tifffile.imwrite(path, colour, photometric="ycbcr", compression="jpeg", tile=(64, 64))
+    assert np.abs(to_grey(read_one(path)).astype(float) - smooth).max() <= 4
+
+
+def test_a_bool_tiff_of_tifffile_keeps_its_truth(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", GREY > 99)
+    assert np.array_equal(read_one(tmp_path / "a.tif"), GREY > 99)
+
+
+def test_a_turned_tiff_and_one_without_pages_are_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", GREY, extratags=[(274, "H", 1, 6, True)], metadata=None)
+    with pytest.raises(UnreadableError, match="marked as turned"):
+        read_one(tmp_path / "a.tif")
+    (tmp_path / "b.tif").write_bytes(b"II*\x00\x00\x00\x00\x00")
+    with pytest.raises(UnreadableError, match=r"b\.tif: holds no slice"):
+        read_one(tmp_path / "b.tif")
+
+
+def test_names_are_the_same_however_their_accents_are_stored(tmp_path):
+    Image.fromarray(GREY).save(tmp_path / "e\u0301.png")
+    assert [name for name, _ in readers.read_named(tmp_path)] == ["\u00e9"]
 
 
 @pytest.mark.parametrize("writer", ["pillow", "tifffile", "imagej"])

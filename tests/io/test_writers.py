@@ -25,16 +25,19 @@ def test_a_written_stack_is_one_stack_of_the_same_pages(tmp_path):
     writers.write_pages(tmp_path / "a.tif", pages)
     assert np.array_equal(list(readers.read_pages(tmp_path / "a.tif")), pages)
     assert tifffile.imread(tmp_path / "a.tif").shape == (2, 20, 30)
+    with writers.open_pages(tmp_path / "b.tif", 0, (8.0, 4.0)) as write:
+        write(GREY)
+    assert pixel_size.read_pixel_size(tmp_path / "b.tif") == pytest.approx((8, 4))
 
 
 def test_many_labels_are_written_with_32_bits_and_the_pixel_size(tmp_path):
     labels = np.arange(40_000, 110_000).reshape(1, 700, 100)
     for largest, dtype in ((65_535, np.uint16), (65_536, np.uint32)):
         path = tmp_path / f"{largest}.tif"
-        with writers.open_labels(path, labels.shape, largest, 4.0) as write:
+        with writers.open_labels(path, labels.shape, largest, (8.0, 4.0)) as write:
             write(labels[0])
         assert np.array_equal(tifffile.imread(path), labels[0].astype(dtype))
-        assert pixel_size.read_pixel_size(path) == pytest.approx(4.0)
+        assert pixel_size.read_pixel_size(path) == pytest.approx((8, 4))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="permissions")
