@@ -16,12 +16,12 @@ import tensorflow as tf
 
 from membrane.errors import UserError, first_line
 from membrane.io.kaggle_cache import cached_version, guarded_download, invalidate_cache_on_error
-from membrane.io.labels import check_label_contrast, to_interior
+from membrane.io.labels import check_label_contrast, pair_names, read_label, strip_suffix
 from membrane.io.normalization import normalize
-from membrane.io.pixel_size import read_pixel_size
-from membrane.io.readers import list_images, read_named
+from membrane.io.pixel_size import find_scale, read_pixel_size
+from membrane.io.readers import is_image, list_images, read_named
 from membrane.synthetic import SYNTHETIC_MARKER, write_data_set
-from membrane.training.augmentation import load_slices, make_tile
+from membrane.training.augmentation import UNKNOWN, load_slices, make_tile
 
 HANDLE = "hamzamohiuddin/isbi-2012-challenge"
 PIXEL_SIZE = 4.0  # nm, of ISBI-2012
@@ -30,6 +30,7 @@ LAYOUTS = (  # images, labels, test images; relative to the data set's root
     ("train-volume.tif", "train-labels.tif", "test-volume.tif"),
     ("train/image", "train/label", "test"),
     ("image", "label", "test"),
+    ("", "", "test"),  # 1.png and 1_mask.png beside each other
 )
 BY_HAND = (
     f"get it by hand from https://www.kaggle.com/datasets/{HANDLE}, or the organisers' "
@@ -54,7 +55,14 @@ class DataSet:
         """The side of a pixel in nm, if it is known."""
         if self.source == "kaggle":
             return PIXEL_SIZE
-        return read_pixel_size(list_images(self.images)[0] if self.images.is_dir() else self.images)
+        file = list_images(self.images)[0] if self.images.is_dir() else self.images
+        down, across = read_pixel_size(file) or (None, None)
+        if down and find_scale((down, across), across) != (1.0, 1.0):
+            raise UserError(
+                f"{file}: pixels of {down:g}x{across:g} nm (y, x); to train, resample the slices "
+                "to square ones, or say --pixel-size if the file is wrong"
+            )
+        return across
 
     @property
     def is_synthetic(self) -> bool:
@@ -69,16 +77,17 @@ class Pairs:
     names: list[str]
     images: list[np.ndarray]  # float32 (height, width), normalised
     labels: list[np.ndarray]  # bool (height, width), True = cell interior
+    known: Sequence[np.ndarray | None] = ()  # bool, True = labelled, or None; of all, or empty
 
     def subset(self, indices: Sequence[int]) -> "Pairs":
         """Returns some of the slices."""
-        columns = (self.names, self.images, self.labels)
-        return Pairs(*([column[i] for i in indices] for column in columns))
+        columns = (self.names, self.images, self.labels, self.known)
+        return Pairs(*([column[i] for i in indices if column] for column in columns))
 
     def checksum(self) -> int:
         """Returns a number that tells these pixels from others."""
         number = 0
-        for pixels in self.images + self.labels:
+        for pixels in self.images + self.labels + [one for one in self.known if one is not None]:
             number = zlib.crc32(pixels.tobytes(), number)
         return number
 
@@ -132,44 +141,67 @@ def detect_layout(root: Path, source: str, fresh: bool = False) -> DataSet:
     below = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
     for folder in (root, root / "unmodified-data", *below):
         for images, labels, test in LAYOUTS:
-            if (folder / images).exists() and (folder / labels).exists():
+            exist = (folder / images).exists() and (folder / labels).exists()
+            if exist and (images != labels or has_suffixed_labels(folder)):
                 found = folder / test if (folder / test).exists() else None
                 return DataSet(source, folder, folder / images, folder / labels, found, fresh)
-    known = "; ".join(f"{images} + {labels}" for images, labels, _ in LAYOUTS)
-    raise UserError(f"{root}: no labelled slices found; expected one of: {known}")
+    known = "; ".join(f"{images} + {labels}" for images, labels, _ in LAYOUTS[:-1])
+    raise UserError(
+        f"{root}: no labelled slices found; expected one of: {known}; or 1.png beside 1_mask.png"
+    )
 
 
-def load_pairs(data_set: DataSet) -> Pairs:
+def has_suffixed_labels(folder: Path) -> bool:
+    """Tells whether a folder holds slices and, beside them, labels of their names and a suffix."""
+    names = {path.stem for path in folder.iterdir() if is_image(path.name)}
+    return any(strip_suffix(name) != name and strip_suffix(name) in names for name in names)
+
+
+def load_pairs(data_set: DataSet, ignore: int | None = None) -> Pairs:
     """Reads all labelled slices, normalises them, and checks that images and labels fit.
 
+    Args:
+        data_set: of `find_data_set`.
+        ignore: value in the labels of pixels that are not labelled.
+
     Raises:
-        UserError: their number, names or sizes differ, or a label is not binary or inverted, or
-            all are of the slice before or after.
+        UserError: their number, names or sizes differ, or `read_label` and `check_label_contrast`
+            refuse labels.
     """
     with invalidate_cache_on_error(HANDLE, data_set.fresh, BY_HAND):
-        images, labels = (list(read_named(path)) for path in (data_set.images, data_set.labels))
+        images, labels = (dict(read_named(path)) for path in (data_set.images, data_set.labels))
+        if data_set.images == data_set.labels:  # 1.png and 1_mask.png in one folder
+            images = {name: one for name, one in images.items() if strip_suffix(name) == name}
+            labels = {name: one for name, one in labels.items() if strip_suffix(name) != name}
         if len(images) != len(labels):
             raise UserError(
                 f"{data_set.images} has {len(images)} slices and {data_set.labels} has "
                 f"{len(labels)}; every slice needs its label"
             )
-        pairs = Pairs([], [], [])
-        for (name, image), (label_name, label) in zip(images, labels, strict=True):
-            if data_set.images.is_dir() and name != label_name:
+        found = pair_names(images, labels)
+        if not data_set.images.is_dir():  # two stacks, page by page
+            found = dict(zip(images, labels, strict=True))
+        pairs = Pairs([], [], [], [])
+        for (name, image), other in zip(images.items(), labels, strict=True):
+            if found[name] is None:
                 raise UserError(
                     f"{data_set.images / name} has no label of that name in {data_set.labels} "
-                    f"(found {label_name}); give both the same name"
+                    f"(found {other}); give both the same name"
                 )
+            label = labels[found[name]]
             if image.shape[:2] != label.shape[:2]:
                 sizes = ["{1}x{0}".format(*pixels.shape) for pixels in (image, label)]
                 raise UserError(
                     f"{data_set.images / name}: a slice of {sizes[0]} px with a label of "
                     f"{sizes[1]} px; both must have the same size"
                 )
-            pairs.names.append(name)
-            pairs.images.append(normalize(image))
-            pairs.labels.append(to_interior(label, str(data_set.labels / label_name)))
-        check_label_contrast(pairs.names, pairs.images, pairs.labels, data_set.labels)
+            interior, known = read_label(label, str(data_set.labels / found[name]), ignore)
+            columns = (pairs.names, pairs.images, pairs.labels, pairs.known)
+            for column, value in zip(
+                columns, (name, normalize(image), interior, known), strict=True
+            ):
+                column.append(value)
+        check_label_contrast(pairs.names, pairs.images, pairs.labels, data_set.labels, pairs.known)
         return pairs
 
 
@@ -229,12 +261,17 @@ def tiles(pairs: Pairs, numbers: range, batch_size: int, seed: int = 0) -> tf.da
 
     Returns:
         Batches of image, float32 (batch, 256, 256, 1), about [0, 1], and label, float32 of the
-        same shape, 0 = membrane, 1 = interior.
+        same shape, 0 = membrane, 1 = interior. Where pixels have no label: 0.5, and a third array,
+        their weight in the loss, 0.
     """
-    slices = load_slices(pairs.images, pairs.labels)
-    return (
+    slices = load_slices(pairs.images, pairs.labels, pairs.known)
+    batches = (
         tf.data.Dataset.range(numbers.start, numbers.stop)
         .map(lambda number: make_tile(slices, seed, number), num_parallel_calls=tf.data.AUTOTUNE)
         .batch(batch_size, drop_remainder=True)
-        .prefetch(tf.data.AUTOTUNE)
     )
+    if slices.anchors is not None:
+        batches = batches.map(
+            lambda image, label: (image, label, tf.cast(label != UNKNOWN, tf.float32))
+        )
+    return batches.prefetch(tf.data.AUTOTUNE)

@@ -1,6 +1,6 @@
 """Scores masks, or probability maps, against labels as the ISBI-2012 challenge scored them.
 
-python evaluate.py MASKS LABELS                      folders or stacks, paired by name
+python evaluate.py MASKS LABELS                      folders, stacks or Zarrs, paired by name
 python evaluate.py PROBABILITY LABELS --threshold T  8-bit, 16-bit or float maps of P(interior)
 
 The page beside the masks, index.html, then shows each slice's scores, too.
@@ -8,16 +8,22 @@ The page beside the masks, index.html, then shows each slice's scores, too.
 
 import argparse
 import sys
+from pathlib import Path
 
 from membrane import cli
+
+MAX_PIXELS = 2**30  # of a slice
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Returns the flags."""
     parser = cli.Parser(prog="evaluate.py", description=__doc__)
     add = parser.add_argument
-    add("predictions", type=cli.path, metavar="PREDICTIONS", help="folder or stack")
-    add("labels", type=cli.path, metavar="LABELS", help="folder or stack: 0 = membrane")
+    add("predictions", type=cli.path, metavar="PREDICTIONS", help="folder, stack or Zarr")
+    labels_help = "folder, stack or Zarr: 0 = membrane, else interior or a cell's number"
+    add("labels", type=cli.path, metavar="LABELS", help=labels_help)
+    ignore_help = "value of the pixels that are not labelled; default: -1, and 255 beside 0 and 1"
+    add("--ignore", type=int, metavar="N", help=ignore_help)
     add("--threshold", type=cli.fraction, metavar="T", help="on P(interior), for maps")
     add("--json", type=cli.path, metavar="FILE", help="also write the scores there")
     return parser.parse_args(argv)
@@ -34,47 +40,62 @@ def evaluate(args: argparse.Namespace) -> int:
 
     from membrane import metrics
     from membrane.errors import UserError
-    from membrane.io.labels import to_interior, to_probability
-    from membrane.io.readers import natural_key, read_named
+    from membrane.io.labels import (
+        check_polarity,
+        pair_names,
+        read_label,
+        to_interior,
+        to_probability,
+    )
+    from membrane.io.readers import is_zarr, natural_key
     from membrane.io.writers import write_json
 
     if args.json and args.json.exists():
         raise UserError(f"{args.json}: exists, and nothing is overwritten; name another file")
-    predictions = dict(read_named(args.predictions))
-    truth = dict(read_named(args.labels))
-    if args.predictions.is_file() and args.labels.is_file() and len(predictions) == len(truth):
-        truth = dict(zip(predictions, truth.values(), strict=True))  # two stacks, page by page
-    missing = sorted(predictions.keys() - truth.keys(), key=natural_key)
+    predictions, truth = _read(args.predictions), _read(args.labels)
+    stacks = not (args.predictions.is_dir() or args.labels.is_dir())
+    if (stacks or is_zarr(args.predictions)) and len(predictions) == len(truth):
+        truth = dict(zip(predictions, truth.values(), strict=True))  # page by page
+    found = pair_names(predictions, truth)
+    missing = sorted((name for name in predictions if found[name] is None), key=natural_key)
     if missing:
         raise UserError(
             f"{args.predictions}: {missing[0]} has no label of that name in {args.labels}; "
             "predictions and labels are paired by name"
         )
     for name, image in predictions.items():
-        if image.shape[:2] != truth[name].shape[:2]:
+        if image.shape[:2] != truth[found[name]].shape[:2]:
             raise UserError(
-                f"{name}: prediction {image.shape[:2]}, label {truth[name].shape[:2]} (height, "
-                "width); both must have the same size"
+                f"{name}: prediction {image.shape[:2]}, label {truth[found[name]].shape[:2]} "
+                "(height, width); both must have the same size"
             )
-    labels = [to_interior(truth[name], f"label {name}") for name in predictions]
+    labels, known = zip(
+        *(read_label(truth[found[name]], f"label {name}", args.ignore) for name in predictions),
+        strict=True,
+    )
+    check_polarity(labels, args.labels)
 
-    is_map = any(len(np.unique(image)) > 2 for image in predictions.values())
+    masks = None if args.threshold else _as_masks(predictions)
+    is_map = masks is None and any(len(np.unique(image)) > 2 for image in predictions.values())
     if is_map and args.threshold is None:
         raise UserError(f"{args.predictions}: probability maps; give --threshold T")
     if not is_map and args.threshold is not None:
         raise UserError(f"{args.predictions}: masks already; leave out --threshold")
     summary = {"threshold": args.threshold}
     if args.threshold is None:
-        masks = [to_interior(image, f"mask {name}") for name, image in predictions.items()]
+        named = predictions.items()
+        masks = masks or [to_interior(image, f"mask {name}") for name, image in named]
+        check_polarity(masks, args.predictions)
     else:
         maps = [to_probability(image, name) for name, image in predictions.items()]
         masks = [probability > args.threshold for probability in maps]
         candidates = sorted({*metrics.THRESHOLDS, args.threshold})
-        oracle = metrics.calibrate(labels, [one.__gt__ for one in maps], candidates)["oracle"]
+        segmentations = [one.__gt__ for one in maps]
+        oracle = metrics.calibrate(labels, segmentations, candidates, known)["oracle"]
         summary["v_rand_oracle"] = oracle["v_rand"]
         summary["threshold_oracle"] = oracle["v_rand_threshold"]
         summary["v_info_oracle"] = oracle["v_info"]
-    scores = [metrics.score_slice(label, mask) for label, mask in zip(labels, masks, strict=True)]
+    scores = list(map(metrics.score_slice, labels, masks, known))
     summary = metrics.mean_scores(scores) | summary
 
     page = args.predictions / "index.html"
@@ -94,6 +115,41 @@ def evaluate(args: argparse.Namespace) -> int:
         rows = [{"name": name, **row} for name, row in zip(predictions, scores, strict=True)]
         write_json(args.json, {**summary, "slices": rows})
     return 0
+
+
+def _read(path: Path) -> dict:
+    """Returns the slices of a folder, stack or Zarr by name."""
+    from membrane.io.readers import is_zarr, read_named
+
+    if not is_zarr(path):
+        return dict(read_named(path))
+    cli.check_installed(("zarr", "ome_zarr"), "requirements/cluster.txt")
+    from membrane.inference.tiling import full_region
+    from membrane.volumes.store import open_volume
+
+    volume = open_volume(path, MAX_PIXELS)
+    depth, region = volume.shape[0], full_region(volume.shape[1:])
+    return {f"z {z}": volume.read(slice(z, z + 1), region)[0] for z in range(depth)}
+
+
+def _as_masks(predictions: dict) -> list | None:
+    """Returns the interior of masks, or of numbered cells; None where they are neither.
+
+    What has 8 bits and more than two values is a map of P(interior), never numbers of cells.
+    """
+    import numpy as np
+
+    from membrane.errors import UserError
+    from membrane.io.labels import to_interior
+
+    if any(
+        image.dtype.itemsize == 1 and np.unique(image).size > 2 for image in predictions.values()
+    ):
+        return None
+    try:
+        return [to_interior(image, name) for name, image in predictions.items()]
+    except UserError:
+        return None
 
 
 def _print_table(names: list[str], rows: list[dict[str, float]]) -> None:

@@ -8,9 +8,9 @@ python train.py --resume RUN         goes on with an interrupted training
 """
 
 import argparse
-import shlex
 import sys
 from datetime import datetime
+from pathlib import Path
 
 from membrane import cli
 
@@ -48,6 +48,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--dilation", type=positive(int), metavar="N", help=dilation_help)
     val_help = "slices to hold out, counted from 1 in natural order, or none; default: a fifth"
+    ignore_help = "value in labels of pixels without one; default: -1, NaN, and 255 beside 0 and 1"
+    add("--ignore", type=int, metavar="N", help=ignore_help)
     add("--val-slices", metavar="A-B", help=val_help)
     threshold_help = "do not choose the threshold on the held-out slices, take this one"
     add("--threshold", type=cli.fraction, metavar="T", help=threshold_help)
@@ -107,8 +109,10 @@ def train(args: argparse.Namespace) -> int:
         tf.config.experimental.enable_op_determinism()  # on a GPU it would cost speed
     keras.utils.set_random_seed(args.seed)
 
-    data_set = data.find_data_set(args.data, runs.OUTPUTS / runs.SYNTHETIC_SLICES)
-    pairs = data.load_pairs(data_set)
+    near = Path(args.output).parent if args.output else runs.OUTPUTS
+    drawn = Path(record["data_root"]) if record else near / runs.SYNTHETIC_SLICES
+    data_set = data.find_data_set(args.data, drawn)
+    pairs = data.load_pairs(data_set, args.ignore)
     training, held_out = data.hold_out(pairs, args.val_slices)
     initial, origin = None, {}
     if args.init:
@@ -150,6 +154,7 @@ def train(args: argparse.Namespace) -> int:
             "synthetic": data_set.is_synthetic,
             "flags": {**vars(args), "data": data_set.source, "resume": None},
             "pixel_size": args.pixel_size,
+            "data_root": str(data_set.root.resolve()),
             "train_slices": training.names,
             "val_slices": held_out.names,
             "parameters": network.count_params(),
@@ -172,24 +177,27 @@ def train(args: argparse.Namespace) -> int:
                 shuffle=False,
                 verbose=1 if sys.stdout.isatty() else 2,
                 callbacks=[
-                    callbacks.Validation(network, held_out.images, held_out.labels),
+                    callbacks.Validation(network, held_out),
                     callbacks.Checkpoint(folder, history),
                 ],
             )
     except KeyboardInterrupt:
         history = callbacks.restore_checkpoint(folder, model)
-    resume = f"python train.py --resume {shlex.quote(runs.display_path(folder))}"
+    resume = runs.command("train.py", "--resume", runs.display_path(folder))
     if not history:
         print(f"Interrupted before the first epoch ended. Start it again: {resume}")
         return 130
     finished = len(history) == args.epochs
     record |= {"finished": finished, "ended": runs.now(), "epochs": len(history)}
     record |= {"device": device, **runs.describe_versions()}
-    calibration.calibrate_and_save(folder, record, network, held_out, history)
+    prior = origin.get("threshold", 0.5)
+    calibration.calibrate_and_save(folder, record, network, held_out, history, prior)
     if not finished:
         print(f"Interrupted after epoch {len(history)} of {args.epochs}. Go on with: {resume}")
         return 130
     (folder / callbacks.CHECKPOINT).unlink(missing_ok=True)
+    slices = [] if data_set.test else ["FOLDER"]
+    print("Next:", runs.command("predict.py", "--model", runs.display_path(folder), *slices))
     return 0
 
 

@@ -102,11 +102,14 @@ def find_errors(label: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.nda
         elsewhere. Parts below 50 px are left out: a border drawn a little beside its place.
     """
     truth, cells = connected_components(label, connectivity=1), thin_borders(mask)
-    table = contingency_table(truth, cells).toarray()
-    table[0], table[:, 0] = 0, 0
     inside = (truth > 0) & (cells > 0)
-    merged = inside & (table.argmax(axis=0)[cells] != truth)
-    split = inside & ~merged & (table.argmax(axis=1)[truth] != cells)
+    if not inside.any():
+        return _number_by_size(inside), _number_by_size(inside)
+    table = contingency_table(truth[inside], cells[inside])
+    merged, split = np.zeros((2, *label.shape), bool)
+    merged[inside] = np.asarray(table.argmax(axis=0)).ravel()[cells[inside]] != truth[inside]
+    split[inside] = np.asarray(table.argmax(axis=1)).ravel()[truth[inside]] != cells[inside]
+    split &= ~merged
     return _number_by_size(merged), _number_by_size(split)
 
 
@@ -118,9 +121,17 @@ def score_membrane(label: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     return {"membrane_f1": 2 * iou / (1 + iou), "membrane_iou": iou}
 
 
-def score_slice(label: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """Returns `score_segmentation` and `score_membrane` in one dictionary."""
-    return score_segmentation(label, mask) | score_membrane(label, mask)
+def score_slice(
+    label: np.ndarray, mask: np.ndarray, known: np.ndarray | None = None
+) -> dict[str, float]:
+    """Returns `score_segmentation` and `score_membrane` in one dictionary.
+
+    Pixels that are not `known`, bool (height, width), do not count; None where all are.
+    """
+    if known is None:
+        return score_segmentation(label, mask) | score_membrane(label, mask)
+    pixels = score_membrane(label | ~known, mask | ~known)
+    return score_segmentation(label & known, mask) | pixels
 
 
 def mean_scores(scores: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -133,7 +144,10 @@ def mean_scores(scores: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def score_thresholds(
-    labels: Sequence, segmentations: Sequence[Segmentation], thresholds: Sequence = THRESHOLDS
+    labels: Sequence,
+    segmentations: Sequence[Segmentation],
+    thresholds: Sequence = THRESHOLDS,
+    known: Sequence | None = None,
 ) -> list[list[dict[str, float]]]:
     """Returns, per slice and per threshold, `score_slice` of the mask.
 
@@ -141,12 +155,11 @@ def score_thresholds(
     `map.__gt__` for the plain threshold of the challenge.
     """
 
-    def score(pair):
-        label, mask = pair
-        return [score_slice(label, mask(threshold)) for threshold in thresholds]
+    def score(label, mask, known):
+        return [score_slice(label, mask(threshold), known) for threshold in thresholds]
 
     with ThreadPoolExecutor(2) as pool:  # the watershed lets go of the interpreter
-        return list(pool.map(score, zip(labels, segmentations, strict=True)))
+        return list(pool.map(score, labels, segmentations, known or [None] * len(labels)))
 
 
 def choose_threshold(scores: Sequence[Sequence[dict[str, float]]]) -> int:
@@ -162,16 +175,21 @@ def choose_threshold(scores: Sequence[Sequence[dict[str, float]]]) -> int:
 
 
 def calibrate(
-    labels: Sequence, segmentations: Sequence[Segmentation], thresholds: Sequence = THRESHOLDS
+    labels: Sequence,
+    segmentations: Sequence[Segmentation],
+    thresholds: Sequence = THRESHOLDS,
+    known: Sequence | None = None,
+    prior: float = 0.5,
 ) -> dict:
     """Finds the threshold on P(interior) that serves V_rand and V_info together.
 
-    Labels, segmentations and thresholds are as for `score_thresholds`.
+    The arguments are those of `score_thresholds`; `prior` is a threshold that was not chosen on
+    these slices.
 
     Returns:
         threshold: the candidate of `choose_threshold`.
         leave_one_out: mean scores when each slice's threshold is chosen on the other slices; these
-            are the ones to quote. None for a single slice.
+            are the ones to quote. Of a single slice, at the candidate nearest to `prior`.
         oracle: v_rand and v_info, the highest mean of each over thresholds, with
             v_rand_threshold and v_info_threshold.
         table: per threshold, the mean v_rand and v_info.
@@ -180,12 +198,13 @@ def calibrate(
     Raises:
         UserError: no label has any interior.
     """
-    scores = score_thresholds(labels, segmentations, thresholds)
+    scores = score_thresholds(labels, segmentations, thresholds, known)
     defined = [rows for rows in scores if not np.isnan(rows[0]["v_rand"])]
     if not defined:
         raise UserError("the labels have no cell interior (255), so nothing can be scored")
     chosen = choose_threshold(scores)
-    leave_one_out = None
+    nearest = int(np.abs(np.array(thresholds) - prior).argmin())
+    leave_one_out = defined[0][nearest]
     if len(defined) > 1:
         others = [choose_threshold(scores[:i] + scores[i + 1 :]) for i in range(len(scores))]
         leave_one_out = mean_scores([rows[i] for rows, i in zip(scores, others, strict=True)])

@@ -140,3 +140,32 @@ def test_real_slices_load_and_pair_up(isbi, tmp_path):
     copied = tmp_path / "train"
     shutil.copytree(data.find_data_set(str(isbi), tmp_path).images.parent, copied)
     assert data.load_pairs(data.find_data_set(str(tmp_path), tmp_path)).names == pairs.names
+
+
+@pytest.mark.parametrize("layout", ["one folder", "two folders"])
+def test_labels_whose_names_have_a_suffix_are_found(data_set, tmp_path, layout):
+    parts = {"imgs": "{}.png", "labels": "{}_mask.png"}
+    for part, name in parts.items():
+        target = tmp_path if layout == "one folder" else tmp_path / "train" / part
+        target.mkdir(parents=True, exist_ok=True)
+        for path in (data_set / "train" / part).iterdir():
+            shutil.copy(path, target / name.format(path.stem))
+    pairs = data.load_pairs(data.find_data_set(str(tmp_path), tmp_path))
+    usual = data.load_pairs(data.find_data_set(str(data_set), tmp_path))
+    assert pairs.names == usual.names and pairs.checksum() == usual.checksum()
+
+
+def test_pixels_that_are_not_labelled_come_with_the_pairs_and_weigh_nothing(data_set, tmp_path):
+    shutil.copytree(data_set, tmp_path / "set")
+    path = tmp_path / "set/train/labels/slice_2.png"
+    label = np.asarray(Image.open(path)) // 255
+    label[:40] = 255  # beside 0 and 1
+    Image.fromarray(label).save(path)
+    pairs = data.load_pairs(data.find_data_set(str(tmp_path / "set"), tmp_path))
+    assert pairs.known[0] is None and not pairs.known[1][:40].any() and pairs.known[1][40:].all()
+    image, label, weight = map(np.concatenate, zip(*data.tiles(pairs, range(40), 8), strict=True))
+    assert image.shape == label.shape == weight.shape == (40, 256, 256, 1)
+    assert np.array_equal(weight, label != 0.5) and 0.7 < weight.mean() < 0.98
+    assert set(np.unique(label)) == {0, 0.5, 1} and weight.any((1, 2, 3)).all()
+    usual = data.load_pairs(data.find_data_set(str(data_set), tmp_path))
+    assert len(next(iter(data.tiles(usual, range(8), 8)))) == 2

@@ -6,11 +6,13 @@ import pytest
 import tifffile
 from conftest import check_refusal, run
 from PIL import Image
+from skimage.measure import label as connected_components
 
 import evaluate
 from membrane import metrics
 from membrane.synthetic import make_slice
 
+LARGE = {f"s{number}": make_slice(200, 220, number)[1] for number in (1, 2)}
 SLICES = {f"s{number}": make_slice(60, 70, number)[1] for number in (1, 2, 10)}
 
 
@@ -123,3 +125,34 @@ def test_labels_without_prediction_are_counted(labels, tmp_path, capsys):
     masks = write(tmp_path / "m", {"s2": SLICES["s2"]})
     assert run(evaluate, masks, labels) == 0
     assert "2 labels have no prediction" in capsys.readouterr().out
+
+
+def test_exchanged_membrane_and_interior_are_refused(tmp_path, capsys):
+    write(tmp_path / "labels", LARGE)
+    inverted = {name: ~mask for name, mask in LARGE.items()}
+    write(tmp_path / "inverted", inverted)
+    for masks, truth in (("inverted", "labels"), ("labels", "inverted"), ("inverted", "inverted")):
+        assert run(evaluate, tmp_path / masks, tmp_path / truth) == 2
+        check_refusal(capsys, f"{tmp_path / 'inverted'}: inverted")
+
+
+def test_numbered_cells_zarr_suffixes_and_pixels_without_a_label_are_understood(tmp_path, capsys):
+    write(tmp_path / "labels", LARGE)
+    names = list(LARGE)
+    for name, mask in LARGE.items():
+        (tmp_path / "numbers").mkdir(exist_ok=True)
+        numbers = connected_components(mask, connectivity=1).astype(np.uint16)
+        tifffile.imwrite(tmp_path / f"numbers/{name}-labels.tif", numbers)
+    assert run(evaluate, tmp_path / "labels", tmp_path / "numbers") == 0
+    assert run(evaluate, tmp_path / "numbers", tmp_path / "labels") == 2  # another way round
+    assert "v_rand: 1" in capsys.readouterr().out.splitlines()
+    partly = {name: np.where(mask, 1, 0).astype(np.uint8) for name, mask in LARGE.items()}
+    wrong = {name: mask.copy() for name, mask in LARGE.items()}
+    for name in names:
+        partly[name][:30] = 255
+        wrong[name][:29] = False
+    write(tmp_path / "partly", partly)
+    write(tmp_path / "wrong", wrong)
+    assert run(evaluate, tmp_path / "wrong", tmp_path / "partly", "--json", tmp_path / "a") == 0
+    scores = json.loads((tmp_path / "a").read_text())
+    assert scores["v_rand"] > 0.97 and scores["membrane_f1"] > 0.97

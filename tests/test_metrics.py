@@ -118,8 +118,24 @@ def test_labels_without_interior_cannot_choose_a_threshold():
         metrics.calibrate([LABEL & False], [leaky(0.6).__gt__])
 
 
-def test_one_slice_has_no_fixed_score():
-    assert metrics.calibrate([LABEL], [leaky(0.6).__gt__])["leave_one_out"] is None
+def test_one_slice_is_scored_at_a_threshold_that_was_not_chosen_on_it():
+    for prior, nearest in ((0.58, 0.6), (0.9, 0.8)):
+        result = metrics.calibrate([LABEL], [leaky(0.6).__gt__], (0.4, 0.6, 0.8), prior=prior)
+        assert result["leave_one_out"] == metrics.score_slice(LABEL, leaky(0.6) > nearest)
+
+
+def test_pixels_without_a_label_do_not_count():
+    known = np.ones(LABEL.shape, bool)
+    known[:4] = False
+    mask = leaky(0.6) > 0.7
+    other = mask.copy()
+    other[:4] ^= True
+    label = LABEL & known
+    whole = metrics.score_slice(LABEL, LABEL, known)
+    assert whole["v_rand"] == whole["membrane_f1"] == 1
+    for key in ("membrane_f1", "membrane_iou"):
+        scores = [metrics.score_slice(label, one, known)[key] for one in (mask, other)]
+        assert scores[0] == scores[1] != metrics.score_slice(label, other)[key]
 
 
 def test_merged_and_split_parts_are_found_and_numbered_by_size():

@@ -51,7 +51,7 @@ def test_training_learns(data_set, tmp_path, capsys):
     )
     _, held_out = data.hold_out(data.load_pairs(data.find_data_set(str(data_set), tmp_path)), "2-3")
     predict = Predictor(load_network(output / "model.keras"))
-    scores = callbacks.validate(predict, held_out.images, held_out.labels)
+    scores = callbacks.validate(predict, held_out)
     assert float(read_history(output)[-1]["val_loss"]) == pytest.approx(scores["loss"], rel=0.02)
 
 

@@ -83,7 +83,7 @@ def write_package(
         Image.fromarray(np.hstack([drawn, shown])).save(folder / "cover.png")
         text = _document(card, record, stride, halo)
         (folder / "README.md").write_text(text, encoding="utf-8")
-        write_json(folder / "run.json", record | {"flags": named})
+        write_json(folder / "run.json", record | {"flags": named, "data_root": None})
         weights = _describe_weights(folder / "model.onnx")
         description = {
             "type": "model",

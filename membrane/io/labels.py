@@ -1,34 +1,127 @@
 """Labels and maps as files store them, and whether labels fit their slices."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from skimage.measure import euler_number
+from skimage.measure import label as connected_components
 
 from membrane.errors import UserError
 from membrane.io.normalization import to_grey
 
 INTERIOR = 255  # in label and mask files; membrane is 0
 MIN_CONTRAST = 0.1  # of the grey scale; cells are brighter by this where a label fits
+NO_CONTRAST = 0.02  # labels that fit no better than this belong to other slices
+ORDER_SAMPLE = 25  # slices that are compared with each other's labels, where their own do not fit
+CELL_PARTS, CELL_AREA = 5, 32  # numbers of cells have fewer parts, and px in each, on average
+SUFFIX = re.compile(
+    r"[-_ .]+(masks?|labels?|seg|segmentation|gt|membranes?|cells?)$", re.IGNORECASE
+)
+TURNS = {  # that a label can have suffered, and what undoes them
+    "transposed": np.transpose,
+    "mirrored left to right": np.fliplr,
+    "mirrored top to bottom": np.flipud,
+    "turned by 90 degrees clockwise": lambda label: np.rot90(label, 1),
+    "turned by 180 degrees": lambda label: np.rot90(label, 2),
+    "turned by 90 degrees anticlockwise": lambda label: np.rot90(label, 3),
+    "transposed and turned by 180 degrees": lambda label: np.rot90(label, 2).T,
+}
+
+
+def read_label(
+    label: np.ndarray, where: str, ignore: int | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Tells what a label says of each pixel.
+
+    It is binary, 0 = membrane and one of 1, 255, 65535 or True = interior; or it numbers the cells,
+    and membrane is 0 and where two numbers touch. Pixels of the value `ignore` are not labelled;
+    neither are those of -1, of 255 beside 0 and 1, and those that are NaN.
+
+    Args:
+        label: (height, width[, 3]) as a file has it.
+        where: what errors call it.
+        ignore: value of the pixels that are not labelled.
+
+    Returns:
+        interior: bool (height, width), True = cell interior; False where not labelled.
+        known: bool (height, width), True = labelled; None where every pixel is.
+
+    Raises:
+        UserError: the label is neither binary nor does it number cells.
+    """
+    grey = to_grey(label)
+    known = np.isfinite(grey) & (grey != -1)
+    if ignore is not None:
+        known &= grey != ignore
+    elif np.array_equal(np.unique(grey[known]), (0, 1, 255)):
+        known &= grey != 255
+    grey = np.where(known, grey, 0)
+    values = np.unique(grey)
+    marked = set(values.tolist()) - {0}
+    if len(marked) < 2 and marked <= {1, 255, 65535}:
+        interior = grey > 0
+    elif _numbers_cells(grey, len(marked)):
+        interior = grey > 0
+        for axis in (0, 1):
+            one, other = (np.moveaxis(array, axis, 0) for array in (grey, interior))
+            touching = (one[1:] != one[:-1]) & (one[1:] > 0) & (one[:-1] > 0)
+            other[1:] &= ~touching
+            other[:-1] &= ~touching
+    else:
+        shown = ", ".join(map(str, values[:4])) + (", …" if len(values) > 4 else "")
+        raise UserError(
+            f"{where}: not a binary label, it has the values {shown}, and numbers no cells; "
+            "expected 0 = membrane and one of 1, 255 or 65535 = cell interior"
+        )
+    return interior, None if known.all() else known
 
 
 def to_interior(label: np.ndarray, where: str) -> np.ndarray:
-    """Returns a label as bool (height, width), True = cell interior.
+    """Returns what `read_label` takes for interior, where all pixels must be labelled."""
+    interior, known = read_label(label, where)
+    if known is not None:
+        raise UserError(f"{where}: has pixels without a label (-1, NaN, or 255 beside 0 and 1)")
+    return interior
 
-    It holds 0 = membrane and one of 1, 255, 65535 or True = interior; errors call it `where`.
+
+def _numbers_cells(grey: np.ndarray, numbers: int) -> bool:
+    """Tells whether values are numbers of cells: few parts each, unlike shades and classes."""
+    if grey.dtype.kind == "f" and (grey != np.round(grey)).any():
+        return False
+    parts = connected_components(grey, background=0, connectivity=1).max()
+    return parts <= CELL_PARTS * numbers and np.count_nonzero(grey) >= CELL_AREA * parts
+
+
+def strip_suffix(name: str) -> str:
+    """Returns the name of the slice that a label of this name belongs to: "1" of "1_mask"."""
+    return SUFFIX.sub("", name)
+
+
+def pair_names(slices: Iterable[str], labels: Iterable[str]) -> dict[str, str | None]:
+    """Returns the label of each slice, by its own name or by its name and a suffix; or None."""
+    labels = list(labels)
+    known = {strip_suffix(name): name for name in labels} | {name: name for name in labels}
+    return {name: known.get(name) for name in slices}
+
+
+def check_polarity(interiors: Sequence[np.ndarray], where: Path) -> None:
+    """Refuses labels or masks whose membrane and interior are exchanged.
+
+    Membrane is a net whose meshes are the cells: what is interior has more pieces than holes. It is
+    judged where less than half of all pixels are interior, as in hardly any that is right.
+
+    Args:
+        interiors: bool (height, width) each, True = cell interior.
+        where: the file or folder.
 
     Raises:
-        UserError: the label is not binary.
+        UserError: they are exchanged.
     """
-    values = np.unique(to_grey(label))
-    marked = set(values.tolist()) - {0}
-    if len(marked) > 1 or not marked <= {1, 255, 65535}:
-        shown = ", ".join(map(str, values[:4])) + (", …" if len(values) > 4 else "")
-        raise UserError(
-            f"{where}: not a binary label, it has the values {shown}; "
-            "expected 0 = membrane and one of 1, 255 or 65535 = cell interior"
-        )
-    return to_grey(label) > 0
+    sparse = np.mean([interior.mean() for interior in interiors]) < 0.5
+    if sparse and sum(euler_number(interior, 1) for interior in interiors) < 0:
+        raise UserError(f"{where}: inverted, as it seems; expected 0 = membrane, 255 = interior")
 
 
 def to_mask_bytes(mask: np.ndarray) -> np.ndarray:
@@ -58,48 +151,78 @@ def to_probability(image: np.ndarray, where: str) -> np.ndarray:
 
 
 def check_label_contrast(
-    names: Sequence[str], images: Sequence[np.ndarray], labels: Sequence[np.ndarray], where: Path
+    names: Sequence[str],
+    images: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    where: Path,
+    known: Sequence[np.ndarray | None] | None = None,
 ) -> None:
-    """Refuses labels that are inverted, or all of a neighbouring slice: membrane must be dark.
+    """Refuses labels that do not belong to their slices as they are: membrane must be dark.
 
     On ISBI-2012 cells are brighter than membrane by 0.21 of the grey scale with the slice's own
-    label, by 0.05 with its neighbour's.
+    label, by 0.05 with its neighbour's, by less than 0.012 with any that is turned.
 
     Args:
         names: of the slices.
         images: float32 (height, width) each, normalised.
         labels: bool (height, width) each, True = cell interior.
         where: the file or folder of the labels.
+        known: bool (height, width) each, True = labelled; None where every pixel is.
 
     Raises:
-        UserError: which label is wrong, or that all are.
+        UserError: which label is wrong, or that all are, and what they have suffered.
     """
-    if not any(map(np.any, labels)) or all(map(np.all, labels)):
+    known = known or [None] * len(labels)
+    if not any(map(np.any, labels)) or not any(map(np.any, _membranes(labels, known))):
         raise UserError(f"{where}: one class in all labels; expected 0 = membrane, 255 = interior")
-    own = _contrasts(images, labels)
+    own = _contrasts(images, labels, known)
     mean = _mean(own)
     if mean < -MIN_CONTRAST / 2 and np.mean([label.mean() for label in labels]) < 0.5:
         raise UserError(
             f"{where}: inverted: what they call membrane is bright, and most of each slice; "
             "expected 0 = membrane, 255 = interior"
         )
-    neighbours = {"before": (images[:-1], labels[1:]), "after": (images[1:], labels[:-1])}
-    for which, pairs in neighbours.items():
-        if _mean(_contrasts(*pairs)) > max(2 * mean, MIN_CONTRAST):
+    shifts = {"before": (np.s_[:-1], np.s_[1:]), "after": (np.s_[1:], np.s_[:-1])}
+    for which, (seen, of) in shifts.items():
+        if _mean(_contrasts(images[seen], labels[of], known[of])) > max(2 * mean, MIN_CONTRAST):
             raise UserError(
                 f"{where}: each label fits the slice {which} its own; are they shifted?"
             )
+    if abs(mean) < MIN_CONTRAST:
+        for suffered, undo in TURNS.items():
+            turned = (
+                [None if one is None else undo(one) for one in each] for each in (labels, known)
+            )
+            if _mean(_contrasts(images, *turned)) > max(2 * abs(mean), MIN_CONTRAST):
+                raise UserError(f"{where}: the labels are {suffered}; turn them back")
+        few = range(min(len(labels), ORDER_SAMPLE))
+        table = [_contrasts([images[i]] * len(labels), labels, known) for i in few]
+        best = np.nan_to_num(np.array(table)[:, : len(few)]).max(axis=0)
+        if best.mean() > max(2 * abs(mean), MIN_CONTRAST):
+            raise UserError(f"{where}: these labels fit the slices in another order")
+    if abs(mean) < NO_CONTRAST:
+        raise UserError(
+            f"{where}: what these labels call membrane is as bright as the rest of the slices; do "
+            "they belong to others?"
+        )
     for name, contrast in zip(names, own, strict=True):
         if abs(mean) > MIN_CONTRAST and -contrast * np.sign(mean) > abs(mean) / 2:
             raise UserError(f"{where / name}: inverted, unlike the others")
 
 
-def _contrasts(images: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> np.ndarray:
+def _membranes(labels: Sequence, known: Sequence) -> list[np.ndarray]:
+    """Returns where membrane is labelled."""
+    pairs = zip(labels, known, strict=True)
+    return [~label if one is None else ~label & one for label, one in pairs]
+
+
+def _contrasts(images: Sequence, labels: Sequence, known: Sequence) -> np.ndarray:
     """Returns by how much cells are brighter than membrane; NaN where that is not defined."""
     contrasts = np.full(len(images), np.nan)
-    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-        if image.shape == label.shape and 0 < label.mean() < 1:
-            contrasts[i] = image[label].mean() - image[~label].mean()
+    triples = zip(images, labels, _membranes(labels, known), strict=True)
+    for i, (image, label, membrane) in enumerate(triples):
+        if image.shape == label.shape and label.any() and membrane.any():
+            contrasts[i] = image[label].mean() - image[membrane].mean()
     return contrasts
 
 

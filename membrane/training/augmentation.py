@@ -13,6 +13,8 @@ import tensorflow as tf
 from membrane.io.normalization import MEAN
 
 TILE = 256  # px
+UNKNOWN = 0.5  # the label of pixels without one, which weigh nothing
+ANCHOR_STEP = 7  # every so many pixels with a label, one may lie in a tile for sure
 ELASTIC_FRACTION = 0.375  # of the tiles are deformed
 ELASTIC_POINTS, ELASTIC_SIGMA = 5, 10.0  # displacements at 5x5 points; their deviation in px
 CONTRAST, BRIGHTNESS = 1.25, 0.1  # at most: factor about the mean, and what is added
@@ -24,21 +26,41 @@ NOISE_FRACTION, NOISE_SIGMA = 0.25, 0.12  # of the tiles, and the largest deviat
 class Slices(NamedTuple):
     """Labelled slices of any sizes as tensors that a graph can read pixels of."""
 
-    pixels: tf.Tensor  # float32 (pixels of all slices, 2): grey value and label
+    pixels: tf.Tensor  # float32 (pixels of all slices, 2 or 3): grey value, label, if it is known
     starts: tf.Tensor  # int64 (slices,): the first pixel of each slice
     sizes: tf.Tensor  # int64 (slices, 2): height, width
+    anchors: tf.Tensor | None  # int64 (n, 3): slice, row, column of pixels whose label is known
 
 
-def load_slices(images: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> Slices:
-    """Returns slices, float32 (height, width) each, with their labels, bool, for `make_tile`."""
-    pairs = zip(images, labels, strict=True)
-    pixels = [np.stack(pair, axis=-1, dtype=np.float32).reshape(-1, 2) for pair in pairs]
-    starts, sizes = np.cumsum([0, *map(len, pixels[:-1])]), [image.shape for image in images]
+def load_slices(
+    images: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    known: Sequence[np.ndarray | None] = (),
+) -> Slices:
+    """Returns slices for `make_tile`.
+
+    Args:
+        images: float32 (height, width) each.
+        labels: bool of the same shape.
+        known: where the label is known, bool of the same shape, or None; empty if all are.
+    """
+    columns, anchors = [images, labels], None
+    if any(one is not None for one in known):
+        pairs = zip(labels, known, strict=True)
+        columns.append([np.ones_like(label) if one is None else one for label, one in pairs])
+        places = [np.argwhere(one)[::ANCHOR_STEP] for one in columns[2]]
+        anchors = [np.insert(one, 0, number, axis=1) for number, one in enumerate(places)]
+    shapes = [image.shape for image in images]
+    pixels = [
+        np.stack(each, axis=-1, dtype=np.float32).reshape(-1, len(columns))
+        for each in zip(*columns, strict=True)
+    ]
     with tf.device("CPU"):  # where tf.data reads them
         return Slices(
             tf.constant(np.concatenate(pixels)),
-            tf.constant(starts, tf.int64),
-            tf.constant(sizes, tf.int64),
+            tf.constant(np.cumsum([0, *map(len, pixels[:-1])]), tf.int64),
+            tf.constant(shapes, tf.int64),
+            None if anchors is None else tf.constant(np.concatenate(anchors), tf.int64),
         )
 
 
@@ -50,7 +72,7 @@ def make_tile(slices: Slices, seed: int, number: tf.Tensor) -> tuple[tf.Tensor, 
 
     Returns:
         image: float32 (256, 256, 1), about [0, 1].
-        label: float32 (256, 256, 1), 0 = membrane, 1 = interior.
+        label: float32 (256, 256, 1), 0 = membrane, 1 = interior, 0.5 = not known.
     """
     seeds = tf.unstack(tf.random.split([tf.cast(seed, tf.int64), number], 5))
     which, rows, cols = sample_crop(slices, seeds[0])
@@ -60,22 +82,32 @@ def make_tile(slices: Slices, seed: int, number: tf.Tensor) -> tuple[tf.Tensor, 
         lambda: gather_pixels(slices, which, rows, cols),
     )
     tile = tf.cond(_chance(seeds[3], 0.5), lambda: tf.transpose(tile, (1, 0, 2)), lambda: tile)
-    image, label = tile[..., :1], tf.round(tile[..., 1:])
+    image, label = tile[..., :1], tf.round(tile[..., 1:2])
+    if slices.anchors is not None:
+        label = tf.where(tile[..., 2:] > 0.999, label, UNKNOWN)
     return augment_intensity(image, seeds[4]), label
 
 
 def sample_crop(slices: Slices, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Returns a slice's number, and int64 (256, 1) rows and (1, 256) columns in it, or flipped.
 
-    Where the slice is smaller than a tile, it is continued by reflection.
+    Where the slice is smaller than a tile, it is continued by reflection. Where labels are known in
+    part, the tile has a pixel that is.
     """
     draw = tf.random.stateless_uniform((5,), seed)
-    which = tf.cast(draw[0] * tf.cast(tf.shape(slices.sizes)[0], tf.float32), tf.int64)
+    choices = slices.sizes if slices.anchors is None else slices.anchors
+    which = tf.cast(draw[0] * tf.cast(tf.shape(choices)[0], tf.float32), tf.int64)
+    anchor = None if slices.anchors is None else slices.anchors[which]
+    which = which if anchor is None else anchor[0]
     size = slices.sizes[which]
     lines = []
     for axis in (0, 1):
         room = tf.cast(tf.maximum(size[axis] - TILE, 0) + 1, tf.float32)
-        line = tf.cast(draw[1 + axis] * room, tf.int64) + tf.range(TILE, dtype=tf.int64)
+        start = tf.cast(draw[1 + axis] * room, tf.int64)
+        if anchor is not None:
+            start = anchor[1 + axis] - tf.cast(draw[1 + axis] * TILE, tf.int64)
+            start = tf.clip_by_value(start, 0, tf.maximum(size[axis] - TILE, 0))
+        line = start + tf.range(TILE, dtype=tf.int64)
         period = tf.maximum(2 * size[axis] - 2, 1)
         line = tf.minimum(line % period, -line % period)
         lines.append(tf.where(draw[3 + axis] < 0.5, line, line[::-1]))

@@ -19,7 +19,8 @@ from membrane import metrics
 from membrane.errors import UserError
 from membrane.inference.masks import precompute_segmentation
 from membrane.inference.predictor import Predictor
-from membrane.io.writers import atomic_write
+from membrane.io.writers import HeldError, atomic_write
+from membrane.training.augmentation import UNKNOWN
 
 CHECKPOINT = "checkpoint.npz"  # in the folder of an unfinished run
 COLUMNS = ("epoch", "loss", "membrane_iou", "learning_rate", "seconds")
@@ -29,9 +30,11 @@ VALIDATION_COLUMNS = ("val_loss", "val_membrane_iou", "val_v_rand", "val_v_info"
 def membrane_iou(y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
     """Returns the IoU of the membrane pixels of each tile, P(interior) up to 0.5; a metric.
 
+    Pixels without a label, `augmentation.UNKNOWN`, do not count.
+
     Keras' BinaryIoU scatters into a confusion matrix, which took 6 % of a training.
     """
-    label, found = y_true < 0.5, y_pred <= 0.5
+    label, found = y_true < UNKNOWN, (y_pred <= 0.5) & (y_true != UNKNOWN)
     both, either = (
         tf.math.count_nonzero(pixels, axis=(1, 2, 3), dtype=tf.float32)
         for pixels in (label & found, label | found)
@@ -40,21 +43,21 @@ def membrane_iou(y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
 
 
 class Validation(keras.callbacks.Callback):
-    """Scores the held-out slices, as `validate` takes them, ten times in a training.
+    """Scores the held-out slices, `data.Pairs` that may be empty, ten times in a training.
 
-    There may be none. The network is the one in training.
+    The network is the one in training.
     """
 
-    def __init__(self, network: keras.Model, images: list, labels: list):
+    def __init__(self, network: keras.Model, held_out):
         super().__init__()
-        self.predict, self.images, self.labels = Predictor(network), images, labels
+        self.predict, self.held_out = Predictor(network), held_out
 
     def on_epoch_end(self, epoch, logs=None):
         epochs, every = self.params["epochs"], max(1, self.params["epochs"] // 10)
-        if not self.images or ((epoch + 1) % every and epoch + 1 < epochs):
+        if not self.held_out.names or ((epoch + 1) % every and epoch + 1 < epochs):
             return
         self.predict.refresh()
-        scores = validate(self.predict, self.images, self.labels, self.model.loss)
+        scores = validate(self.predict, self.held_out, self.model.loss)
         logs |= {f"val_{name}": score for name, score in scores.items()}
         print(
             f"\nEpoch {epoch + 1}, validation: "
@@ -93,30 +96,32 @@ class Checkpoint(keras.callbacks.Callback):
         write_history(self.folder / "history.csv", self.history)
 
 
-def validate(predict: Predictor, images: list, labels: list, loss="binary_crossentropy") -> dict:
+def validate(predict: Predictor, held_out, loss="binary_crossentropy") -> dict:
     """Scores whole slices.
 
     Args:
         predict: the network.
-        images: float32 (height, width) each, normalised.
-        labels: bool (height, width) each, True = interior.
+        held_out: `data.Pairs`.
         loss: as `compile` takes it.
 
     Returns:
         loss, membrane_iou at 0.5, and v_rand and v_info, each at its own best threshold.
     """
-    maps = [predict(image) for image in images]
-    loss = keras.losses.get(loss)
-    losses = [  # a number each, or one per pixel
-        np.ravel(loss(label[None, ..., None].astype(np.float32), one[None, ..., None]))
-        for label, one in zip(labels, maps, strict=True)
-    ]
-    truth, found = (np.concatenate([one.ravel() for one in each]) for each in (labels, maps))
-    segmentations = [precompute_segmentation(one) for one in maps]
-    oracle = metrics.calibrate(labels, segmentations, metrics.THRESHOLDS[::2])["oracle"]
+    maps = [predict(image) for image in held_out.images]
+    loss, losses, pixels = keras.losses.get(loss), [], []
+    where = held_out.known or [None] * len(maps)
+    for label, known, one in zip(held_out.labels, where, maps, strict=True):
+        values = np.ravel(loss(label[None, ..., None].astype(np.float32), one[None, ..., None]))
+        known = np.ones(label.shape, bool) if known is None else known
+        # a number, or one per pixel
+        losses.append(values[known.ravel()] if values.size == known.size else values)
+        pixels.append((label[known], one[known] > 0.5))
+    truth, found = map(np.concatenate, zip(*pixels, strict=True))
+    segmentations, thresholds = map(precompute_segmentation, maps), metrics.THRESHOLDS[::2]
+    oracle = metrics.calibrate(held_out.labels, list(segmentations), thresholds)["oracle"]
     return {
         "loss": float(np.mean(np.concatenate(losses))),
-        "membrane_iou": metrics.score_membrane(truth, found > 0.5)["membrane_iou"],
+        "membrane_iou": metrics.score_membrane(truth, found)["membrane_iou"],
         "v_rand": oracle["v_rand"],
         "v_info": oracle["v_info"],
     }
@@ -156,11 +161,17 @@ def restore_checkpoint(folder: Path, model: keras.Model) -> list[dict]:
 
 
 def write_history(path: Path, history: list[dict]) -> None:
-    """Writes a row per epoch as CSV, whole or not at all."""
-    with atomic_write(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS + VALIDATION_COLUMNS)
-        writer.writeheader()
-        writer.writerows(history)
+    """Writes a row per epoch as CSV, whole or not at all.
+
+    While another program holds the file, as on Windows, it is left; the checkpoint has all rows.
+    """
+    try:
+        with atomic_write(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS + VALIDATION_COLUMNS)
+            writer.writeheader()
+            writer.writerows(history)
+    except HeldError as error:
+        print(f"Note: {error}; the next epoch tries again")
 
 
 def _state(model: keras.Model) -> list:

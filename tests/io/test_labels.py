@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from conftest import check_refusal, run
 from PIL import Image
+from skimage.measure import label as connected_components
 
 import train
+from membrane import synthetic
 from membrane.errors import UserError
 from membrane.io import labels
 
@@ -23,6 +25,56 @@ def test_a_label_with_greys_is_refused():
         labels.to_interior(np.array([[1, 255]], np.uint8), "without membrane, but two values")
     with pytest.raises(UserError, match=r"label 7: not a binary label.*0, 17, 255"):
         labels.to_interior(np.array([[0, 17, 255]], np.uint8), "label 7")
+
+
+IMAGE, INTERIOR = synthetic.make_slice(200, 220, 3)
+NUMBERS = connected_components(INTERIOR, connectivity=1)
+
+
+def test_numbered_cells_are_interior_but_where_two_touch():
+    interior, known = labels.read_label(NUMBERS.astype(np.uint32), "cells")
+    assert known is None and np.array_equal(interior, INTERIOR)
+    touching = np.repeat(np.array([[4, 4, 9, 9]], np.uint16), 40, 0).repeat(20, 1)
+    interior, _ = labels.read_label(touching, "cells")
+    assert (np.flatnonzero(~interior.any(0)) == [39, 40]).all() and interior.any()
+    assert connected_components(interior, connectivity=1).max() == 2
+
+
+@pytest.mark.parametrize("values, ignore, expected", [
+    ([0, 1, -1], None, [0, 1, None]), ([0, 1, np.nan], None, [0, 1, None]),
+    ([0, 1, 255], None, [0, 1, None]), ([0, 255, 7], 7, [0, 1, None]),
+    ([0, 1, 1], 0, [None, 1, 1]), ([0, 255, 255], None, [0, 1, 1]),
+])  # fmt: skip
+def test_pixels_of_the_ignore_value_are_not_labelled(values, ignore, expected):
+    dtype = np.float32 if np.nan in values else np.int16
+    interior, known = labels.read_label(np.array([values], dtype), "x", ignore)
+    known = np.ones((1, 3), bool) if known is None else known
+    assert [bool(i) if k else None for i, k in zip(interior[0], known[0], strict=True)] == expected
+    assert not interior[~known].any()
+
+
+@pytest.mark.parametrize("wrong", [
+    np.where(NUMBERS % 2, 128, 255) * INTERIOR, NUMBERS + 0.5,
+    np.asarray(Image.fromarray(INTERIOR * np.uint8(255)).resize((150, 140))),
+])  # fmt: skip
+def test_classes_and_shades_are_no_numbers_of_cells(wrong):
+    with pytest.raises(UserError, match="numbers no cells"):
+        labels.read_label(wrong, "x")
+
+
+def test_a_label_belongs_to_the_slice_of_its_name_with_or_without_a_suffix():
+    slices = ["1", "2", "frame_0001", "cells", "4"]
+    found = ["1_mask", "2", "frame_0001-labels", "cells", "2_label"]
+    assert labels.pair_names(slices, found) == {
+        "1": "1_mask", "2": "2", "frame_0001": "frame_0001-labels", "cells": "cells", "4": None,
+    }  # fmt: skip
+
+
+def test_exchanged_membrane_and_interior_are_told_without_a_slice():
+    labels.check_polarity([INTERIOR], "x")
+    labels.check_polarity([np.zeros((9, 9), bool)], "x")
+    with pytest.raises(UserError, match="x: inverted"):
+        labels.check_polarity([~INTERIOR], "x")
 
 
 def edit(path, change):
@@ -48,7 +100,23 @@ def soften(label):
     return np.asarray(Image.fromarray(label).resize((56, 48)).resize(label.shape[::-1]))
 
 
+def permute(labels):
+    contents = [path.read_bytes() for path in labels]
+    for path, number in zip(labels, (2, 3, 0, 1), strict=True):
+        path.write_bytes(contents[number])
+
+
+def shift_back(labels):
+    contents = [path.read_bytes() for path in labels]
+    for path, content in zip(labels, contents[-1:] + contents[:-1], strict=True):
+        path.write_bytes(content)
+
+
 LABELS = {
+    "turned": (each(lambda label: label[::-1, ::-1]), "turned by 180 degrees"),
+    "mirrored": (each(lambda label: label[:, ::-1]), "mirrored left to right"),
+    "in another order": (permute, "in another order"),
+    "shifted back": (shift_back, "fits the slice before its own"),
     "inverted": (each(lambda label: 255 - label), "inverted"),
     "one inverted": (
         lambda labels: edit(labels[2], lambda label: 255 - label), "slice_3: inverted"),
