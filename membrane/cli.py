@@ -12,7 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from membrane.errors import UserError
+from membrane.io.locks import release_locks
 
+LESS_MEMORY = (
+    "train.py: a lower --batch-size; predict.py: --no-tta, smaller slices, or --zarr for a stack"
+)
 PYTHON = "Python 3.11 to 3.13"
 
 
@@ -49,6 +53,11 @@ def positive(kind: type) -> Callable[[str], int | float]:
     return _number(kind, 0, math.inf, "a number above 0")
 
 
+def channel(value: str) -> int:
+    """Returns a flag's channel: a number from 1, or 0 for "all"."""
+    return 0 if value == "all" else positive(int)(value)
+
+
 def text(value: str) -> str:
     """Returns a flag's text, `~` expanded; an empty one, as of an unset variable, is refused."""
     if not value.strip():
@@ -79,6 +88,8 @@ def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace, pro
             return work(args)
     except UserError as error:
         message = " ".join(str(error).split())
+    except MemoryError:
+        message = f"out of memory; {LESS_MEMORY}"
     except ModuleNotFoundError as error:
         message = f"{error.name} is not installed; pip install -r requirements.txt ({PYTHON})"
     except KeyboardInterrupt:
@@ -90,6 +101,12 @@ def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace, pro
     except OSError as error:  # the machine's fault, not that of a user's file
         message = f"{error.filename or 'cannot go on'}: {error.strerror or error}"
         _discard_output()
+    except Exception as error:
+        if type(error).__name__ != "ResourceExhaustedError":  # TensorFlow's, of a GPU
+            raise
+        message = f"out of the device's memory; {LESS_MEMORY}"
+    finally:
+        release_locks()
     print(f"{prog}: error: {message}", file=sys.stderr)
     return 2
 
@@ -167,14 +184,13 @@ def start_tensorflow() -> None:
 def share_cores(most: int | None = None) -> int:
     """Lets several computations run at once, each on one core, which is quicker than one on all.
 
-    Returns how many: `most`, else the cores that this process may use; two where a GPU computes.
+    Returns how many: `most`, else the cores that this process may use. A GPU is left as it is.
     """
     import tensorflow
 
-    if tensorflow.config.list_physical_devices("GPU"):
-        return 2
-    with contextlib.suppress(RuntimeError):  # TensorFlow has computed before, in a test
-        tensorflow.config.threading.set_intra_op_parallelism_threads(1)
-        tensorflow.config.threading.set_inter_op_parallelism_threads(most or 0)  # 0: by itself
+    if not tensorflow.config.list_physical_devices("GPU"):
+        with contextlib.suppress(RuntimeError):  # TensorFlow has computed before, in a test
+            tensorflow.config.threading.set_intra_op_parallelism_threads(1)
+            tensorflow.config.threading.set_inter_op_parallelism_threads(most or 0)  # 0: by itself
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return most or cores

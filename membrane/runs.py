@@ -6,12 +6,17 @@ import itertools
 import json
 import os
 import platform
+import shlex
+import shutil
 import subprocess
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 from membrane.errors import UserError
+from membrane.io.containers import split_inner_path
+from membrane.io.locks import LOCK, LockedError, lock_folder
 from membrane.io.pixel_size import PLAUSIBLE
 from membrane.io.writers import write_json
 
@@ -22,22 +27,27 @@ METADATA_DIR = "about"  # in a folder of masks: the prediction's record, picture
 SYNTHETIC_NOTE = "trained on synthetic slices, to try this program; it knows nothing of tissue"
 SYNTHETIC_SLICES = "synthetic-slices"  # the data set of --data synthetic
 FORMAT = 1  # of run.json; a newer one is refused
+CHANCE = 0.5  # V_rand on its own validation slices up to which a run is not taken unasked
+FAR_BELOW = 0.05  # V_rand; a run that is so much worse than the model that ships is named
 
 
 def make_folder(wanted: str | None, default: Path) -> Path:
-    """Creates the folder that the user wants, or a new one: nothing is written among other files.
+    """Creates and locks the folder that the user wants, or a new one.
 
-    The new one is `default`, with -2, -3, … appended where that is taken.
+    Nothing is written among other files. The new one is `default`, with -2, -3, … appended where
+    that is taken.
 
     Raises:
-        UserError: the wanted folder is a file, cannot be written, or holds anything.
+        UserError: the wanted folder is a file, cannot be written, holds anything, or another
+            command is at work on it.
     """
     if wanted is None:
         return _new_folder(default)
     path = Path(wanted)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if not any(path.iterdir()):
+        lock_folder(path)
+        if all(other.name == LOCK for other in path.iterdir()):
             return path
         reason = "not empty, and nothing is overwritten"
     except FileExistsError:
@@ -82,20 +92,48 @@ def find_run(name: str | None) -> Path:
         if not path.exists():
             raise UserError(f"{name}: no such run or model; there are: {_names()}")
         return path
-    found = []
+    newest = max(_usable_runs(), default=None)
+    shipped = OUTPUTS / PRETRAINED
+    if newest is None and (shipped / "run.json").exists():
+        return shipped
+    if newest is None:
+        raise UserError(
+            f"no finished training on real slices in {display_path(OUTPUTS)}; run python train.py, "
+            f"or name a model with --model (there are: {_names()})"
+        )
+    _, path, score = newest
+    with contextlib.suppress(UserError, LookupError):
+        known = read_run(shipped)["cross_validation"]["flips averaged"]["v_rand"]
+        if score < known - FAR_BELOW:
+            print(
+                f"Note: {display_path(path)} has V_rand {score:.3f} on its validation slices, the "
+                f"model that ships {known:.3f} on others: compare with --model {PRETRAINED}"
+            )
+    return path
+
+
+def _usable_runs() -> Iterator[tuple[str, Path, float]]:
+    """Yields end, folder and V_rand of the finished runs on real slices, and notes what is none."""
     for path in OUTPUTS.glob("*/run.json"):
-        if path.parent.name not in (PRETRAINED, LARGE):
-            record = read_run(path.parent)
-            if record["finished"] and not record["synthetic"]:
-                found.append((record["ended"], path.parent))
-    if found:
-        return max(found)[1]
-    if (OUTPUTS / PRETRAINED / "run.json").exists():
-        return OUTPUTS / PRETRAINED
-    raise UserError(
-        f"no finished training on real slices in {display_path(OUTPUTS)}; run python train.py, "
-        f"or name a model with --model (there are: {_names()})"
-    )
+        folder = path.parent
+        if folder.name in (PRETRAINED, LARGE):
+            continue
+        try:
+            record = read_run(folder)
+        except UserError as error:
+            print(f"Note: passed over: {error}")
+            continue
+        if record["finished"] and not record["synthetic"]:
+            validation = record.get("validation") or {}
+            quoted = validation.get("leave_one_out") or validation.get("oracle") or {}
+            score = quoted.get("v_rand", 1.0)  # where nothing was held out, nothing is known
+            if score > CHANCE:
+                yield record["ended"], folder, score
+            else:
+                print(
+                    f"Note: passed over: {display_path(folder)} has V_rand {score:.3f} on its own "
+                    "validation slices; to take it all the same, name it with --model"
+                )
 
 
 def open_run(name: str | None) -> tuple[Path, dict, Path]:
@@ -107,50 +145,95 @@ def open_run(name: str | None) -> tuple[Path, dict, Path]:
 
 
 def open_unfinished(name: str) -> tuple[Path, dict]:
-    """Returns the folder and record of a run to resume.
+    """Returns the folder, now locked, and the record of a run to resume.
 
     Raises:
         UserError: it is finished, or as for `find_run` and `read_run`.
     """
     folder = find_run(name)
     record = read_run(folder)
+    lock_folder(folder)
     if record["finished"]:
         raise UserError(f"{folder}: this training is finished; leave out --resume for a new one")
     return folder, record
 
 
-def claim_output(wanted: str | None, source: Path, about: dict) -> Path:
-    """Returns the folder for the masks of `source`, with `about`, the record of this prediction.
+def claim_output(
+    wanted: str | None, inputs: Sequence[Path], about: dict, files: Sequence[Path]
+) -> Path:
+    """Returns the folder for masks, now locked, with `about`, the record of this prediction.
 
     It is the one that the user wants or, for None, a new one; it is empty, or left unfinished by
     the same command.
 
+    Args:
+        wanted: the folder that the user wants.
+        inputs: what is predicted: folders, files, a Zarr.
+        about: the record; gets the state of the files.
+        files: that are predicted; those that failed before may have changed since.
+
     Raises:
-        UserError: the folder lies in the input, or as for `make_folder`.
+        UserError: the folder lies in an input, or as for `make_folder`.
     """
-    default = OUTPUTS / "masks" / output_name(source)
+    default = OUTPUTS / "masks" / output_name(inputs)
     path = default if wanted is None else Path(wanted)
-    if source.is_dir() and path.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"{path}: lies in the input folder; name another --output")
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        known = json.loads((path / METADATA_DIR / "prediction.json").read_text("utf-8"))
-        if known | {"model": about["model"]} == about:  # its hash says which, its path from where
-            print(f"Going on with the unfinished masks in {display_path(path)}")
-            return path
+    check_not_in(path, inputs, "--output")
+    about["input_state"] = fingerprint(files)
+    for folder in [path] if wanted is not None else _numbered(default):
+        if not folder.exists():
+            break
+        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+            known = json.loads((folder / METADATA_DIR / "prediction.json").read_text("utf-8"))
+            state = fingerprint([one for one in files if one.name not in known.get("failed", {})])
+            ours = about | {"model": known["model"], "input_state": state}  # its hash says which
+            if ours.items() <= known.items():
+                try:
+                    lock_folder(folder)
+                except LockedError as error:
+                    if wanted is not None:
+                        raise
+                    print(f"Note: {error}; this command takes another one")
+                    continue
+                print(f"Going on with the unfinished masks in {display_path(folder)}")
+                return folder
     folder = make_folder(wanted, default)
     write_json(folder / METADATA_DIR / "prediction.json", about)
     return folder
 
 
-def output_name(source: Path) -> str:
-    """Returns the name for the masks of a folder, file or Zarr."""
-    source = source.resolve()
-    return source.name.removesuffix(".zarr") if source.is_dir() else source.stem
+@contextlib.contextmanager
+def removed_if_nothing_is_done(folder: Path) -> Iterator[None]:
+    """Removes a claimed folder of masks at the end of the block if there is no mask in it."""
+    try:
+        yield
+    finally:
+        others = [path for path in folder.iterdir() if path.name not in (METADATA_DIR, LOCK)]
+        if not any(path.is_file() or any(path.iterdir()) for path in others):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def fingerprint(files: list[Path]) -> str:
+def check_not_in(path: Path, inputs: Sequence[Path], flag: str) -> None:
+    """Refuses to write into a folder that is predicted."""
+    for folder in inputs:
+        if folder.is_dir() and path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{path}: lies in the input folder; name another {flag}")
+
+
+def output_name(inputs: Sequence[Path]) -> str:
+    """Returns the name for the masks of a folder, file or Zarr, or of several files of a folder."""
+    source = inputs[0].resolve() if len(inputs) == 1 else inputs[0].resolve().parent
+    if source.is_dir():
+        return source.name.removesuffix(".zarr")
+    return Path(source.name.replace(":", "-")).stem
+
+
+def fingerprint(files: Sequence[Path]) -> str:
     """Returns a string that changes when the name, size or time of one of the files does."""
-    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    states = []
+    for file in files:
+        with contextlib.suppress(OSError):  # a link to nothing is reported where it is read
+            about = split_inner_path(file)[0].stat()
+            states.append((file.name, about.st_size, about.st_mtime_ns))
     return hashlib.sha256(repr(states).encode()).hexdigest()
 
 
@@ -158,6 +241,11 @@ def display_path(path: Path) -> str:
     """Returns a path as one would type it in the working directory."""
     relative = os.path.relpath(path) if path.anchor in ("", Path.cwd().anchor) else str(path)
     return path.as_posix() if relative.startswith("..") else Path(relative).as_posix()
+
+
+def command(script: str, *args: str) -> str:
+    """Returns the command line that runs a script of this repository from where one is now."""
+    return shlex.join(["python", display_path(ROOT / script), *args])
 
 
 def now() -> str:
@@ -178,6 +266,8 @@ def describe_versions() -> dict[str, str | None]:
 def _check_record(record: dict) -> None:
     """Raises if what other commands take from a record is not what it must be."""
     record["finished"], record["synthetic"], record["flags"].get("data")
+    if record["finished"] and not isinstance(record["ended"], str):
+        raise ValueError
     scaling = {"mean": 0.5, "deviation": 0.5} | record.get("scaling", {})
     thresholds = [record.get(key, 0.5) for key in ("threshold", "threshold_without_tta")]
     shares = all(0 < number < 1 for number in [*thresholds, *scaling.values()])
@@ -186,13 +276,20 @@ def _check_record(record: dict) -> None:
         raise ValueError
 
 
+def _numbered(path: Path) -> Iterator[Path]:
+    """Yields a path, then the same with -2, -3, … appended."""
+    yield path
+    for number in itertools.count(2):
+        yield path.with_name(f"{path.name}-{number}")
+
+
 def _new_folder(path: Path) -> Path:
-    for number in itertools.count(1):
-        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+    for folder in _numbered(path):
         try:
             folder.mkdir(parents=True)
+            lock_folder(folder)
             return folder
-        except FileExistsError:  # of an earlier or another command
+        except (FileExistsError, LockedError):  # of an earlier or another command
             continue
         except OSError as error:
             raise UserError(f"{folder}: {error.strerror}; name a folder with --output") from None

@@ -76,3 +76,22 @@ def test_trainings_that_cannot_be_are_refused(outputs, data_set, tmp_path, capsy
 def test_impossible_flags_of_a_training_are_refused(small_epochs, flags, words, capsys):
     assert run(train, *flags) == 2
     check_refusal(capsys, words)
+
+
+@pytest.mark.parametrize("name, words", [
+    ("s3://bucket/slices", "copy the slices here first"), ("a.czi", "save its slices as TIFF"),
+    ("a.zarr.zip", "unpack it"), ("a.npz", "save the one that is meant"),
+])  # fmt: skip
+def test_what_is_not_read_is_refused_with_what_to_do(outputs, tmp_path, capsys, name, words):
+    path = name if ":" in name else tmp_path / name
+    if ":" not in name:
+        path.write_bytes(bytes(100))
+    assert run_predict(path, "--output", tmp_path / "masks") == 2
+    check_refusal(capsys, words)
+    assert not (tmp_path / "masks").exists()
+
+
+def test_a_model_of_keras_2_is_refused_with_what_to_do(folder, tmp_path, capsys):
+    (tmp_path / "old.h5").write_bytes(bytes(100))
+    assert run_predict(folder, "--model", tmp_path / "old.h5", "--threshold", "0.5") == 2
+    check_refusal(capsys, "format of Keras 2", "FILE.keras")

@@ -43,7 +43,9 @@ def test_an_unfinished_run_is_refused(outputs, tmp_path, capsys):
     record = json.loads((outputs / "small/run.json").read_text())
     (tmp_path / "run").mkdir()
     (tmp_path / "run/run.json").write_text(
-        json.dumps({key: record[key] for key in ("format", "finished", "synthetic", "flags")})
+        json.dumps(
+            {key: record[key] for key in ("format", "finished", "synthetic", "flags", "ended")}
+        )
     )
     assert run(export, tmp_path / "run", "--output", tmp_path / "run.zip") == 2
     assert "--resume" in capsys.readouterr().err

@@ -1,7 +1,10 @@
 """Runs and folders of masks: which one is taken, which are refused, none is overwritten."""
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 from conftest import PRETRAINED, check_refusal, fail_at, run, run_predict
@@ -13,6 +16,7 @@ from membrane.errors import UserError
 from membrane.inference import outputs as outputs_module
 
 GOOD = {"format": 1, "finished": True, "synthetic": False, "flags": {}, "threshold": 0.5}
+GOOD |= {"ended": "2026-01-01"}
 
 
 @pytest.mark.parametrize("record, words", [
@@ -22,7 +26,7 @@ GOOD = {"format": 1, "finished": True, "synthetic": False, "flags": {}, "thresho
     (GOOD | {"threshold": 5}, "damaged"), (GOOD | {"threshold": None}, "damaged"),
     (GOOD | {"scaling": {"mean": None}}, "damaged"), (GOOD | {"scaling": None}, "damaged"),
     (GOOD | {"scaling": {"deviation": -1}}, "damaged"), (GOOD | {"flags": []}, "damaged"),
-    (GOOD | {"pixel_size": -4}, "damaged"),
+    (GOOD | {"pixel_size": -4}, "damaged"), (GOOD | {"ended": None}, "damaged"),
     ({key: GOOD[key] for key in GOOD if key != "threshold"}, "no calibrated threshold"),
 ])  # fmt: skip
 def test_a_record_that_cannot_be_trusted_is_refused(
@@ -73,8 +77,64 @@ def test_without_a_run_of_ones_own_the_shipped_one_predicts(
     assert run_predict(folder, "--model", "large", "--output", tmp_path / "b") == 0
     assert "outputs/large" in capsys.readouterr().out
     shutil.copytree(trained / "small", outputs / "mine")
-    assert run_predict(folder, "--output", tmp_path / "c") == 0
-    assert "outputs/mine" in capsys.readouterr().out
+    record = json.loads((outputs / "mine/run.json").read_text())
+    for v_rand, words in ((0.1, "passed over: .*mine has V_rand 0.1"), (0.8, "Model: .*mine")):
+        record["validation"]["leave_one_out"] = {"v_rand": v_rand}
+        (outputs / "mine/run.json").write_text(json.dumps(record))
+        assert run_predict(folder, "--output", tmp_path / f"{v_rand}") == 0
+        assert re.search(words, capsys.readouterr().out)
+
+
+def test_a_damaged_or_poor_run_is_passed_over_and_a_bad_one_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "OUTPUTS", tmp_path)
+    write_run(tmp_path, "pretrained", cross_validation={"flips averaged": {"v_rand": 0.97}})
+    write_run(tmp_path, "damaged", ended=None)
+    write_run(tmp_path, "chance", validation={"oracle": {"v_rand": 0.3}})
+    assert runs.find_run(None).name == "pretrained"
+    printed = capsys.readouterr().out
+    assert "passed over: " in printed and "damaged/run.json" in printed and "0.300" in printed
+    for v_rand, named in ((0.96, False), (0.9, True)):
+        shutil.rmtree(tmp_path / "mine", ignore_errors=True)
+        write_run(tmp_path, "mine", validation={"leave_one_out": {"v_rand": v_rand}})
+        assert runs.find_run(None).name == "mine"
+        assert ("compare with --model pretrained" in capsys.readouterr().out) == named
+
+
+def test_a_folder_that_another_command_works_on_is_left_alone(
+    folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(runs, "OUTPUTS", tmp_path / "outputs")
+    fail_at(monkeypatch, outputs_module, "open_pages", 2, ZeroDivisionError)
+    flags = (folder, "--model", PRETRAINED, "--output", tmp_path / "masks")
+    with pytest.raises(ZeroDivisionError):
+        run_predict(*flags)
+    program = "import sys; from pathlib import Path; from membrane.io.locks import lock_folder; "
+    program += "lock_folder(Path(sys.argv[1])); print(1, flush=True); sys.stdin.read()"
+    other = subprocess.Popen([sys.executable, "-c", program, tmp_path / "masks"], cwd=runs.ROOT,
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    other.stdout.read(1)
+    assert run_predict(*flags) == 2
+    check_refusal(capsys, f"process {other.pid} on ", "is at work on it")
+    other.kill()
+    other.communicate()
+    assert run_predict(*flags) == 0
+    assert "Going on" in capsys.readouterr().out
+    assert sorted(path.suffix for path in (tmp_path / "masks").iterdir()) == [
+        "", ".html", ".png", ".png", ".png",
+    ]  # fmt: skip
+
+
+def test_work_is_continued_in_the_folder_that_was_interrupted(
+    folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(runs, "OUTPUTS", tmp_path / "outputs")
+    assert run_predict(folder, "--model", PRETRAINED) == 0
+    fail_at(monkeypatch, outputs_module, "open_pages", 3, ZeroDivisionError)
+    with pytest.raises(ZeroDivisionError):
+        run_predict(folder, "--model", PRETRAINED)
+    assert run_predict(folder, "--model", PRETRAINED) == 0
+    assert "Going on" in capsys.readouterr().out
+    assert len(list((tmp_path / "outputs/masks").iterdir())) == 2
 
 
 def test_a_run_on_synthetic_slices_is_reported_as_such(outputs, folder, tmp_path, capsys):
@@ -107,9 +167,9 @@ def test_unfinished_work_is_continued_also_where_no_output_was_named(
     folder, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(runs, "OUTPUTS", tmp_path / "outputs")
-    fail_at(monkeypatch, outputs_module, "open_pages", 2, MemoryError)
+    fail_at(monkeypatch, outputs_module, "open_pages", 2, ZeroDivisionError)
     flags = (folder, "--model", PRETRAINED)
-    with pytest.raises(MemoryError):
+    with pytest.raises(ZeroDivisionError):
         run_predict(*flags)
     assert run_predict(*flags) == 0
     assert "Going on" in capsys.readouterr().out
@@ -119,8 +179,8 @@ def test_unfinished_work_is_continued_also_where_no_output_was_named(
 
 
 def test_its_own_unfinished_work_is_continued(outputs, folder, tmp_path, monkeypatch, capsys):
-    fail_at(monkeypatch, outputs_module, "open_pages", 2, MemoryError)
-    with pytest.raises(MemoryError):
+    fail_at(monkeypatch, outputs_module, "open_pages", 2, ZeroDivisionError)
+    with pytest.raises(ZeroDivisionError):
         run_predict(folder, "--output", tmp_path / "masks")
     before = (tmp_path / "masks/a.png").stat().st_mtime_ns
     assert run_predict(folder, "--output", tmp_path / "masks", "--threshold", "0.123") == 2
@@ -136,7 +196,7 @@ def test_its_own_unfinished_work_is_continued(outputs, folder, tmp_path, monkeyp
 def test_changed_slices_are_not_mixed_into_unfinished_work(
     outputs, folder, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(outputs_module, "open_pages", lambda *args: 1 / 0)
+    fail_at(monkeypatch, outputs_module, "open_pages", 2, ZeroDivisionError)
     with pytest.raises(ZeroDivisionError):
         run_predict(folder, "--output", tmp_path / "masks")
     Image.new("L", (40, 50)).save(folder / "a.png")

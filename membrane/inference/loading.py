@@ -20,6 +20,11 @@ def load_network(path: Path) -> keras.Model:
         UserError: the file is missing, damaged, too large, or not a functional network from one
             channel to P(interior).
     """
+    if path.suffix.lower() in (".h5", ".hdf5"):
+        raise UserError(
+            f"{path}: a model in the format of Keras 2; open it there, or by tf_keras, and save it "
+            "as FILE.keras"
+        )
     if not path.is_file():
         raise UserError(f"{path}: no such model; name a run's folder or a .keras file")
     try:
