@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,19 +56,13 @@ def write_page(path: Path, slices: Sequence[dict], about: str, command: str) -> 
     (membrane), the start of its pictures' names (file), and the ends of these names (kinds).
     """
     data = {"slices": slices, "about": about, "command": command}
-    text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    text = text.replace("const DATA = {};", f"const DATA = {_script(data)};", 1)
-    with atomic_write(path) as part:
-        part.write_text(text, encoding="utf-8")
+    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    _write(path, _fill(template, "data", data))
 
 
 def add_scores(path: Path, scores: dict[str, dict[str, float]]) -> None:
     """Writes scores into a page of `write_page`, by the slices' names."""
-    line = f"const SCORES = {_script(scores)};"
-    text = path.read_text(encoding="utf-8")
-    text = re.sub("const SCORES = .*;", lambda _: line, text, count=1)
-    with atomic_write(path) as part:
-        part.write_text(text, encoding="utf-8")
+    _write(path, _fill(path.read_text(encoding="utf-8"), "scores", scores))
 
 
 def thin(image: np.ndarray, side: int = 2 * THUMBNAIL) -> np.ndarray:
@@ -78,6 +71,13 @@ def thin(image: np.ndarray, side: int = 2 * THUMBNAIL) -> np.ndarray:
     return np.ascontiguousarray(image[::step, ::step])
 
 
-def _script(value) -> str:
-    """Returns a value as JSON in which no name can end the page's script."""
-    return json.dumps(value).replace("<", "\\u003c")
+def _fill(page: str, element: str, value) -> str:
+    """Returns a page with a value in one of its JSON elements, which no name can end."""
+    before, begin, rest = page.partition(f'<script type="application/json" id="{element}">')
+    _, end, after = rest.partition("</script>")
+    return before + begin + json.dumps(value).replace("<", "\\u003c") + end + after
+
+
+def _write(path: Path, page: str) -> None:
+    with atomic_write(path) as part:
+        part.write_text(page, encoding="utf-8")
