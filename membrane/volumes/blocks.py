@@ -17,6 +17,7 @@ from membrane.inference.tiling import Region, expand, full_region, relative_to, 
 from membrane.io import normalization
 from membrane.io.labels import to_mask_bytes
 from membrane.io.normalization import make_normalizer, middle_region
+from membrane.io.tissue import REACH, fill_blank, find_blank
 from membrane.volumes import store
 from membrane.volumes.jobs import Block, Job, mark
 
@@ -33,17 +34,24 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
     """
     shape = source.shape[1:]
     seen = expand(block.region, 0 if job.plain else WINDOW_HALO, shape)
-    read = predictor.tiling.input_region(seen, shape) if job.scale == 1.0 else full_region(shape)
-    stack, samples = _read(source, block.z, read)
+    tiled = job.scale == (1.0, 1.0)
+    read = predictor.tiling.input_region(seen, shape) if tiled else full_region(shape)
+    wide = expand(read, REACH, shape)  # for what is tissue, as the whole slice tells it
+    stack, samples = _read(source, block.z, wide)
     masks = np.empty([b - a for a, b in zip(block.start, block.stop, strict=True)], np.uint8)
     maps = np.empty_like(masks)
     wanted = relative_to(block.region, seen)
     for number, (image, sample) in enumerate(zip(stack, samples, strict=True)):
         normalize = make_normalizer(sample, **dict(job.scaling), invert=job.invert)
-        if job.scale == 1.0:
+        blank = find_blank(image)
+        image = fill_blank(image, blank, sample)
+        if tiled:
+            image = image[relative_to(read, wide)]
             probability = predictor.predict_region(image, seen, shape, normalize)
         else:
-            probability = predictor(image, job.scale, normalize)
+            probability = predictor(image, job.scale, normalize)[seen]
+        if blank is not None:
+            probability[blank[relative_to(seen, wide)]] = 0.0
         mask = job.make_mask(probability, job.threshold, job.plain, wanted)
         masks[number] = to_mask_bytes(mask)
         if job.probability:
@@ -89,16 +97,16 @@ def describe(job: Job, source: store.Volume, predictor: Predictor, workers: int)
     halo = 0 if job.plain else WINDOW_HALO
     regions = [expand(one.region, halo, shape) for one in job.cut(0) if one.start[0] == 0]
     work = sum(math.prod(shape_of(tiling.input_region(one, shape))) for one in regions)
-    more = work / math.prod(shape) if job.scale == 1.0 else job.scale**2
+    more = work / math.prod(shape) if job.scale == (1.0, 1.0) else math.prod(job.scale)
     z = source.shape[0] // 2
     image = source.read(slice(z, z + 1), middle_region(shape))[0]
-    normalize = make_normalizer(
-        normalization.sample_pixels(image), **dict(job.scaling), invert=job.invert
-    )
+    sample = normalization.sample_pixels(image)
+    image = fill_blank(image, find_blank(image), sample)
+    normalize = make_normalizer(sample, **dict(job.scaling), invert=job.invert)
     with ThreadPoolExecutor(workers) as pool:
         for _ in range(2):  # the first one builds the network's graph
             began = time.perf_counter()
-            maps = pool.map(lambda _: predictor(image, 1.0, normalize), range(workers))
+            maps = pool.map(lambda _: predictor(image, normalize=normalize), range(workers))
             list(pool.map(lambda one: job.make_mask(one, job.threshold, job.plain), maps))
             rate = workers * image.size / (time.perf_counter() - began) / more
     counts = [sum(1 for _ in job.cut(level)) for level in range(len(job.levels))]
@@ -122,6 +130,7 @@ def _see_middle(job: Job, source: store.Volume, z: int) -> np.ndarray:
     """Returns the middle of a slice as the network sees it."""
     middle = middle_region(source.shape[1:])
     (image,), (sample,) = _read(source, slice(z, z + 1), middle)
+    image = fill_blank(image, find_blank(image), sample)
     return make_normalizer(sample, **dict(job.scaling), invert=job.invert)(image)
 
 
@@ -134,7 +143,11 @@ def _read(
         stack = source.read(z, full_region(shape))
         return stack[:, *region], [normalization.sample_pixels(image) for image in stack]
     parts = [source.read(z, part) for part in normalization.sample_regions(shape)]
-    samples = np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+    samples = [normalization.pixels_of_tissue(images) for images in zip(*parts, strict=True)]
+    for number, sample in enumerate(samples):
+        if not sample.size:
+            one = slice(z.start + number, z.start + number + 1)
+            samples[number] = normalization.sample_pixels(source.read(one, full_region(shape))[0])
     return source.read(z, region), samples
 
 

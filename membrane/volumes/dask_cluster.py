@@ -38,6 +38,8 @@ def open_cluster(job: Job, address: str) -> Iterator[Pool]:
     # Of the functions of a script, such as make_mask, the workers get the code.
     cloudpickle.register_pickle_by_value(sys.modules[job.make_mask.__module__])
     with connect(address) as client:
+        if not client.nthreads():
+            print(f"Note: no worker there yet; start some by: dask worker {address}", flush=True)
         executor = client.get_executor(pure=False)
         yield Pool(
             predict=partial(predict_on_worker, job),
@@ -69,7 +71,7 @@ def connect(address: str) -> Client:
 def predict_on_worker(job: Job, block: Block) -> dict:
     """Predicts a block in a Dask worker, which opens volume and model once."""
     with OPENING:
-        source = _open_volume(job.state, job.source, job.max_pixels)
+        source = _open_volume(job.state, job.source, job.max_pixels, job.channel)
         state, threads = job.model.stat().st_mtime_ns, get_worker().state.nthreads
         predictor = _open_model(state, job.model, job.tta, threads)
     return predict_block(job, source, predictor, block)
@@ -104,8 +106,8 @@ def _submit(executor: Executor, function: Callable, block: Block) -> Future:
 
 
 @lru_cache(maxsize=1)
-def _open_volume(state: str, path: Path, max_pixels: int) -> store.Volume:
-    return store.open_volume(path, max_pixels)
+def _open_volume(state: str, path: Path, max_pixels: int, channel: int | None) -> store.Volume:
+    return store.open_volume(path, max_pixels, channel)
 
 
 @lru_cache(maxsize=1)

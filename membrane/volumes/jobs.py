@@ -56,12 +56,13 @@ class Job:
     folder: Path  # of the masks
     name: str  # what they are called
     max_pixels: int  # of a slice
+    channel: int | None  # from 1, of a volume that has several
     make_mask: Callable  # `predict.make_mask`
     threshold: float  # on P(interior)
     plain: bool  # whether it is put to single pixels, not to whole borders
     tta: bool  # whether to average 8 flips and rotations
     scaling: tuple[tuple[str, float], ...]  # `make_normalizer`'s mean and deviation
-    scale: float  # from the volume's pixels to those that the network is trained at
+    scale: tuple[float, float]  # of height and width, to the pixels the network is trained at
     invert: bool  # whether membranes are bright
     probability: bool  # whether P(interior) is wanted, too
     block: tuple[int, int, int]  # shape of the blocks, (z, y, x), of `choose_block`
@@ -92,7 +93,7 @@ class Job:
 
 
 def choose_block(
-    shape: tuple[int, int, int], scale: float = 1.0, chunk_depth: int = 1
+    shape: tuple[int, int, int], scale: tuple[float, float] = (1.0, 1.0), chunk_depth: int = 1
 ) -> tuple[int, int, int]:
     """Chooses the shape of the blocks, (z, y, x).
 
@@ -102,13 +103,13 @@ def choose_block(
 
     Args:
         shape: of the volume.
-        scale: from its pixels to those that the network is trained at.
+        scale: of height and width, to the pixels that the network is trained at.
         chunk_depth: how many slices must be read at once.
     """
     largest = SIDE if chunk_depth == 1 else SIDE_OF_CHUNKS
     sides = []
     for side in shape[1:]:
-        count = 1 if scale != 1.0 else -(-side // largest)
+        count = 1 if scale != (1.0, 1.0) else -(-side // largest)
         sides.append(side if count == 1 else -(-side // (count * WINDOW)) * WINDOW)
     depth = max(1, min(DEPTH, shape[0], VOXELS // math.prod(sides)))
     return depth, *sides

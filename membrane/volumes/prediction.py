@@ -11,6 +11,7 @@ from pathlib import Path
 
 from membrane import runs
 from membrane.inference import outputs
+from membrane.inference.batch import check_scaled
 from membrane.inference.predictor import Predictor
 from membrane.io.pixel_size import find_scale
 from membrane.viewer.page import make_views
@@ -47,17 +48,20 @@ def predict_volume(
     Returns:
         The exit status.
     """
-    source = store.open_volume(args.input, args.max_pixels)
-    size = args.pixel_size or source.voxel[2]
+    (path,) = args.input
+    source = store.open_volume(path, args.max_pixels, args.channel)
+    size = (args.pixel_size,) * 2 if args.pixel_size else source.pixel_size
     scale = find_scale(size, record.get("pixel_size"))
-    source = dataclasses.replace(source, voxel=(source.voxel[0], size, size))
+    check_scaled(path, source.shape[1:], scale, args.max_pixels)
+    source = dataclasses.replace(source, voxel=(source.voxel[0], *(size or (None, None))))
     job = Job(
-        source=args.input.resolve(),
+        source=path.resolve(),
         state=runs.fingerprint(source.files),
         model=model.resolve(),
         folder=Path(),
         name=runs.output_name(args.input),
         max_pixels=args.max_pixels,
+        channel=args.channel,
         make_mask=make_mask,
         threshold=args.threshold,
         plain=args.plain,
@@ -69,15 +73,17 @@ def predict_volume(
         block=choose_block(source.shape, scale, source.chunk_depth),
         levels=store.plan_levels(source.shape, source.voxel),
     )
+    for note in source.notes:
+        print(f"Note: {note}")
     if args.dry_run:
         print("\n".join(blocks.describe(job, source, predictor, workers)))
         return 0
-    metadata |= {"input_state": job.state, "shape": source.shape, "block": job.block}
+    metadata |= {"shape": source.shape, "block": job.block}
     metadata = json.loads(json.dumps(metadata))  # as it will be read again: lists for tuples
-    folder = runs.claim_output(args.output, args.input, metadata)
+    folder = runs.claim_output(args.output, args.input, metadata, source.files)
     print(f"Device: {args.scheduler or device}\nMasks: {runs.display_path(folder)}", flush=True)
-    if scale != 1.0:
-        note = outputs.describe_scale(args.input.name, size, record["pixel_size"])
+    if scale != (1.0, 1.0):
+        note = outputs.describe_scale(path.name, size, record["pixel_size"])
         print(f"Note: {note}")
     job = dataclasses.replace(job, folder=folder.resolve())
     sample = outputs.choose_evenly(source.shape[0], POLARITY_SAMPLE)
@@ -98,9 +104,7 @@ def predict_volume(
             f"Note: parts were computed in {' and '.join(sorted(precisions))}, by workers of "
             "different kinds: masks differ in about one pixel of a thousand from those of one kind"
         )
-    if failed:
-        print("Note: once that is mended, the same command does the rest")
-    else:
+    if not failed:
         _draw(job, source, membrane, metadata)
         outputs.finish_metadata(folder, metadata, device, membrane, failed)
         shutil.rmtree(job.markers, ignore_errors=True)

@@ -53,7 +53,7 @@ def run_job(
     source: store.Volume,
     open_pool: AbstractContextManager[Pool],
     progress: Callable[[float], object],
-) -> tuple[dict[str, float], list[str], set[str]]:
+) -> tuple[dict[str, float], dict[str, str], set[str]]:
     """Predicts those blocks of a volume that are not done yet, then draws the pyramid.
 
     Args:
@@ -63,19 +63,19 @@ def run_job(
         progress: is told how many megapixels more are done.
 
     Returns:
-        The membrane fraction of each slice; what could not be done; and the precisions that the
-        blocks were computed in. Without pyramid where something could not be done: it can be
-        mended, and the rest done by the same call.
+        The membrane fraction of each slice; what could not be done, by block; and the precisions
+        that the blocks were computed in. Without pyramid where something could not be done: it can
+        be mended, and the rest done by the same call.
     """
     for path in job.outputs:
         store.create_volume(path, source.voxel, job.levels, job.block)
     pixels_of_slice = math.prod(source.shape[1:])
-    membrane, seen, failed = np.zeros(source.shape[0]), np.zeros(source.shape[0]), []
+    membrane, seen, failed = np.zeros(source.shape[0]), np.zeros(source.shape[0]), {}
     precisions = set()
     with open_pool as pool:
         for block, result in _finish_level(job, 0, pool.predict, pool):
             if isinstance(result, UnreadableError):
-                failed.append(str(result))
+                failed[block.name] = str(result)
                 continue
             membrane[block.z] += result["membrane"]
             precisions.add(result["computed_in"])

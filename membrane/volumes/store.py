@@ -15,12 +15,14 @@ from ome_zarr.writer import get_metadata, write_multiscales_metadata
 from membrane.errors import UnreadableError, UserError, first_line
 from membrane.inference.tiling import Region
 from membrane.io.normalization import to_grey
-from membrane.io.pixel_size import NANOMETRES, read_pixel_size
-from membrane.io.readers import count_pages, is_zarr, list_images, read_pages
+from membrane.io.pixel_size import Size, plausible, read_pixel_size
+from membrane.io.readers import count_pages, is_zarr, list_images, natural_key, read_pages
+from membrane.io.units import to_nanometres
 
 CHUNK = 512  # px, the sides of what a viewer reads at once of a mask
 SMALLEST = 512  # px; a pyramid ends with the first level whose sides are not longer
 AXES = ("z", "y", "x")
+NAMED = 8  # series, at most, in a message
 METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 
 
@@ -35,19 +37,30 @@ class Volume:
     whole: bool  # whether a part of a slice takes as long to read as all of it
     files: tuple[Path, ...]  # that change when the volume is another one
     read: Callable[[slice, Region], np.ndarray]  # a range of z and a region to (z, y, x)
+    notes: tuple[str, ...] = ()  # what a user should know of it
+
+    @property
+    def pixel_size(self) -> Size | None:
+        """The sides of a pixel in nm, y and x; None where not known, or no micrograph's."""
+        return plausible(self.voxel[1:] if all(self.voxel[1:]) else None)
 
 
-def open_volume(path: Path, max_pixels: int) -> Volume:
+def open_volume(path: Path, max_pixels: int, channel: int | None = None) -> Volume:
     """Opens a Zarr, a stack, or a folder whose slices are of one size.
 
     Args:
-        path: of a Zarr array or an OME-Zarr image (format 2 or 3), a TIFF, or a folder of images.
+        path: of a Zarr array or an OME-Zarr image (format 2 or 3, also as bioformats2raw lays it
+            out), a stack, or a folder of images.
         max_pixels: of one slice; what claims more is refused.
+        channel: which one, from 1, where there are several.
 
     Raises:
         UserError: there is no volume, or one of another kind.
     """
-    volume = _open_zarr(path) if is_zarr(path) else _open_slices(path, max_pixels)
+    if is_zarr(path):
+        volume = _open_zarr(path, channel)
+    else:
+        volume = _open_slices(path, max_pixels, channel)
     if math.prod(volume.shape[1:]) > max_pixels:
         claim = "x".join(map(str, volume.shape[1:]))
         raise UserError(f"{path}: slices of {claim} px, over {max_pixels:,}; raise --max-pixels")
@@ -151,17 +164,25 @@ def read_part(path: Path, level: int, place: tuple[slice, ...]) -> np.ndarray:
     return zarr.open_group(path, mode="r")[str(level)][place]
 
 
-def _open_zarr(path: Path) -> Volume:
+def _open_zarr(path: Path, channel: int | None) -> Volume:
     try:
         node = zarr.open(path, mode="r")
-        scales = get_metadata(node).get("multiscales") if isinstance(node, zarr.Group) else None
+        images = _find_images(node) if isinstance(node, zarr.Group) else []
     except Exception as error:  # zarr raises anything, from JSON's to its own
         raise UserError(f"{path}: cannot be read as Zarr ({first_line(error)})") from None
+    if len(images) > 1:
+        shapes = [
+            f"{path / group.path} {_shape_of(group, scales)}" for group, scales in images[:NAMED]
+        ]
+        more = ", …" if len(images) > NAMED else ""
+        raise UserError(
+            f"{path}: has {len(images)} series; name one of them: {', '.join(shapes)}{more}"
+        )
     if isinstance(node, zarr.Array):
         array, axes, voxel = node, None, {}
-    elif scales:
+    elif images:
         try:
-            array, axes, voxel = _open_multiscale(node, scales[0])
+            array, axes, voxel = _open_multiscale(*images[0])
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path}: its OME metadata make no sense ({first_line(error)}); name an array in it"
@@ -182,30 +203,69 @@ def _open_zarr(path: Path) -> Volume:
     axes = [f"axis {n}" for n in range(array.ndim - len(axes))] + axes
     sides = dict(zip(axes, array.shape, strict=True))
     others = {axis: side for axis, side in sides.items() if axis not in AXES and side != 1}
-    if others or [axis for axis in axes if axis in AXES] != [a for a in AXES if a in axes]:
+    chosen = {}
+    if list(others) == ["c"] and channel:
+        if channel > others["c"]:
+            raise UserError(f"{path}: --channel {channel}: it has {others['c']} channels")
+        chosen = {"c": slice(channel - 1, channel)}
+    elif others or [axis for axis in axes if axis in AXES] != [a for a in AXES if a in axes]:
         raise UserError(
-            f"{path}: has the axes {sides}; only z, y, x may be longer than 1, in this order; cut "
-            "out one channel or time"
+            f"{path}: has the axes {sides}; only z, y, x may be longer than 1, in this order; "
+            "choose a channel by --channel N, cut out one time"
         )
 
     def read(z: slice, region: Region) -> np.ndarray:
-        ranges = {"z": z, "y": region[0], "x": region[1]}
+        ranges = {"z": z, "y": region[0], "x": region[1]} | chosen
         place = tuple(ranges.get(axis, slice(0, 1)) for axis in axes)
         try:
             part = array[place]
         except Exception as error:  # codecs raise anything
             raise UnreadableError(_name_fault(path, array, place, error)) from None
-        if part.dtype.kind == "f" and not np.isfinite(part).all():
-            raise UnreadableError(
-                f"{path}: holds NaN or infinity in z {z.start} to {z.stop - 1}; replace them first"
-            )
         return part.reshape([ranges[axis].stop - ranges[axis].start for axis in AXES])
 
     shape = tuple(sides.get(axis, 1) for axis in AXES)
     files = tuple(file for file in path.iterdir() if file.name in METADATA)
     voxel = tuple(voxel.get(axis) for axis in AXES)
     depth = dict(zip(axes, array.chunks, strict=True)).get("z", 1)
-    return Volume(shape, voxel, array.dtype.itemsize, depth, False, files, read)
+    notes = _note_absent(path, array, axes)
+    return Volume(shape, voxel, array.dtype.itemsize, depth, False, files, read, notes)
+
+
+def _find_images(group: zarr.Group) -> list[tuple[zarr.Group, dict]]:
+    """Returns the OME-Zarr images of a group, or of its members: bioformats2raw's series."""
+    found = []
+    members = [group]
+    if not get_metadata(group).get("multiscales"):
+        members = [one for _, one in sorted(group.groups(), key=lambda item: natural_key(item[0]))]
+    for one in members:
+        if scales := get_metadata(one).get("multiscales"):
+            found.append((one, scales[0]))
+    return found
+
+
+def _shape_of(group: zarr.Group, scales: dict) -> tuple[int, ...]:
+    return group[scales["datasets"][0]["path"]].shape
+
+
+def _note_absent(path: Path, array: zarr.Array, axes: list[str]) -> tuple[str, ...]:
+    """Returns a note on chunks that are not there, which are read as if they held nothing."""
+    sides = array.shards or array.chunks
+    counts = [-(-side // part) for side, part in zip(array.shape, sides, strict=True)]
+    folder = path / array.path if (path / array.path).is_dir() else path
+    there = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    absent, z = 0, axes.index("z") if "z" in axes else None
+    slices = set()
+    for place in np.ndindex(*counts):
+        if array.metadata.encode_chunk_key(place) not in there:
+            absent += 1
+            slices.add(place[z] * sides[z] if z is not None else 0)
+    if not absent:
+        return ()
+    last = min(max(slices) + (sides[z] if z is not None else 1), array.shape[z or 0]) - 1
+    return (
+        f"{absent:,} of the {math.prod(counts):,} chunks of {path.name} are not there (in z "
+        f"{min(slices)} to {last}); they are read as {array.fill_value}: is it copied whole?",
+    )
 
 
 def _open_multiscale(group: zarr.Group, scales: dict) -> tuple[zarr.Array, list[str], dict]:
@@ -220,12 +280,9 @@ def _open_multiscale(group: zarr.Group, scales: dict) -> tuple[zarr.Array, list[
     ):
         if step["type"] == "scale":
             sides = sides * step["scale"]
-    known = zip(axes, sides.tolist(), units, strict=True)
-    return (
-        array,
-        axes,
-        {a: side * NANOMETRES[unit] for a, side, unit in known if unit in NANOMETRES},
-    )
+    nanometres = map(to_nanometres, units)
+    known = zip(axes, sides.tolist(), nanometres, strict=True)
+    return array, axes, {axis: side * unit for axis, side, unit in known if side * unit}
 
 
 def _name_fault(path: Path, array: zarr.Array, place: tuple[slice, ...], error: Exception) -> str:
@@ -247,18 +304,20 @@ def _name_fault(path: Path, array: zarr.Array, place: tuple[slice, ...], error: 
     return f"{path}: cannot be read ({first_line(error)})"
 
 
-def _open_slices(path: Path, max_pixels: int) -> Volume:
+def _open_slices(path: Path, max_pixels: int, channel: int | None) -> Volume:
     files = list_images(path) if path.is_dir() else [path]
-    counts = [count_pages(file, max_pixels) for file in files]
+    counts = [count_pages(file, max_pixels, channel) for file in files]
     ends = np.cumsum(counts).tolist()
-    page = to_grey(next(read_pages(files[0], max_pixels)))
+    page = to_grey(next(read_pages(files[0], max_pixels, channel=channel)))
     first = page.shape
 
     def read(z: slice, region: Region) -> np.ndarray:
         pages = []
         for file, end, count in zip(files, ends, counts, strict=True):
             start, stop = max(z.start - end + count, 0), min(z.stop - end + count, count)
-            for page in read_pages(file, max_pixels, start, stop) if start < stop else ():
+            if start >= stop:
+                continue
+            for page in read_pages(file, max_pixels, start, stop, channel):
                 if page.shape[:2] != first:
                     raise UnreadableError(
                         f"{file}: {page.shape[0]}x{page.shape[1]} px, the first slice has "
@@ -267,5 +326,5 @@ def _open_slices(path: Path, max_pixels: int) -> Volume:
                 pages.append(to_grey(page)[region])
         return np.stack(pages)
 
-    size, shape = read_pixel_size(files[0]), (ends[-1], *page.shape)
-    return Volume(shape, (None, size, size), page.itemsize, 1, True, tuple(files), read)
+    voxel, shape = read_pixel_size(files[0]) or (None, None), (ends[-1], *page.shape)
+    return Volume(shape, (None, *voxel), page.itemsize, 1, True, tuple(files), read)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from conftest import PRETRAINED, run_predict
+from conftest import PRETRAINED, check_refusal, run_predict
+from ome_zarr.writer import write_image
 from PIL import Image
 
 import predict
@@ -14,7 +15,7 @@ from membrane import synthetic
 from membrane.inference import masks, precision
 from membrane.inference.loading import load_network
 from membrane.inference.predictor import Predictor
-from membrane.io import normalization
+from membrane.io import normalization, tissue
 from membrane.io.labels import to_mask_bytes
 from membrane.volumes import blocks, dask_cluster, jobs, scheduler, store
 
@@ -43,7 +44,8 @@ def make_job(source, folder, **others):
         "plain": False,
         "tta": False,
         "scaling": (),
-        "scale": 1.0,
+        "scale": (1.0, 1.0),
+        "channel": None,
         "invert": False,
         "probability": False,
         "block": (2, 4, 4),
@@ -109,7 +111,13 @@ def test_masks_do_not_depend_on_the_blocks(tmp_path, monkeypatch, plain):
     monkeypatch.setattr(jobs, "SIDE", 64)
     monkeypatch.setattr(jobs, "DEPTH", 2)
     monkeypatch.setattr(normalization, "PATCH", 8)  # grey values are measured on a part
+    monkeypatch.setattr(tissue, "FLAT", 5)
+    monkeypatch.setattr(tissue, "GAP", 5)
+    monkeypatch.setattr(tissue, "NEAR", 9)
+    for module in (tissue, blocks):
+        monkeypatch.setattr(module, "REACH", 24)
     big = np.stack([synthetic.make_slice(150, 101, seed)[0] for seed in range(3)])
+    big[:, 20:70, 30:101] = 0  # no tissue
     zarr.create_array(str(tmp_path / "big.zarr"), data=big, chunks=(2, 32, 32))
     source = store.open_volume(tmp_path / "big.zarr", 10**6)
     predictor = Predictor(load_network(PRETRAINED / "model.keras"), tile=(48, 48))
@@ -120,11 +128,13 @@ def test_masks_do_not_depend_on_the_blocks(tmp_path, monkeypatch, plain):
     job = make_job(tmp_path / "big.zarr", tmp_path / "out", **settings, **plan)
     pool = scheduler.open_local(job, source, predictor, 2)
     membrane, failed, precisions = scheduler.run_job(job, source, pool, lambda more: None)
-    assert failed == [] and precisions == {precision.choose_precision()[0]}
+    assert failed == {} and precisions == {precision.choose_precision()[0]}
     found, maps = read(job.masks), read(tmp_path / "out/probability/big.zarr")
     for z, image in enumerate(big):
-        normalize = normalization.make_normalizer(normalization.sample_pixels(image))
-        probability = predictor(image, 1.0, normalize)
+        sample, blank = normalization.sample_pixels(image), tissue.find_blank(image)
+        image = tissue.fill_blank(image, blank, sample)
+        probability = predictor(image, normalize=normalization.make_normalizer(sample))
+        probability[blank] = 0.0
         mask = to_mask_bytes(predict.make_mask(probability, 0.6, plain))
         assert np.array_equal(found[z], mask)
         assert np.array_equal(maps[z], normalization.to_bytes(probability))
@@ -215,7 +225,7 @@ def test_a_huge_slice_is_cut_where_windows_are_and_a_resampled_one_is_not():
     assert jobs.choose_block((100, 10_000, 10_000)) == (1, 10_000, 10_000)
     assert jobs.choose_block((100, 30_000, 3000)) == (4, 10_240, 3000)
     assert jobs.choose_block((100, 10_000, 3000), chunk_depth=64) == (10, 4096, 3000)
-    assert jobs.choose_block((100, 30_000, 3000), scale=2.0) == (1, 30_000, 3000)
+    assert jobs.choose_block((100, 30_000, 3000), scale=(2.0, 2.0)) == (1, 30_000, 3000)
 
 
 def test_parts_computed_in_different_precisions_are_reported(stack, tmp_path, monkeypatch, capsys):
@@ -223,3 +233,28 @@ def test_parts_computed_in_different_precisions_are_reported(stack, tmp_path, mo
     monkeypatch.setattr(blocks, "choose_precision", lambda: (next(kinds), "of two kinds"))
     assert run(stack, tmp_path / "masks") == 0
     assert "computed in float32 and mixed_bfloat16" in capsys.readouterr().out
+
+
+def test_a_voxel_that_is_not_square_keeps_its_sides_and_padding_stays_empty(tmp_path):
+    volume = STACK.copy()
+    volume[:, :, :30] = 0
+    group = zarr.open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=3)
+    known = {"axes": "zyx", "axes_units": dict.fromkeys("zyx", "angstrom")}
+    write_image(volume, group, scale={"z": 500.0, "y": 40.0, "x": 80.0}, scale_factors=(), **known)
+    assert run(tmp_path / "a.zarr", tmp_path / "masks") == 0
+    found = store.open_volume(tmp_path / "masks/a.zarr", 10**6)
+    assert np.allclose(found.voxel, (50, 4, 8))
+    assert not read(tmp_path / "masks/a.zarr")[:, :, :30].any()
+    assert read(tmp_path / "masks/a.zarr")[:, :, 30:].mean() > 100
+
+
+def test_a_voxel_that_no_micrograph_has_is_not_believed(tmp_path, capsys):
+    group = zarr.open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=3)
+    known = {"axes": "zyx", "axes_units": dict.fromkeys("zyx", "micrometer")}
+    write_image(STACK, group, scale=dict.fromkeys("zyx", 1.0), scale_factors=(), **known)
+    assert run(tmp_path / "a.zarr", tmp_path / "masks") == 0
+    assert "resampled" not in capsys.readouterr().out
+    flags = ["--pixel-size", "160", "--max-pixels", "100000"]
+    assert run(tmp_path / "a.zarr", tmp_path / "other", *flags) == 2
+    check_refusal(capsys, "3600x2800 px at the model's pixel size, over 100,000")
+    assert not (tmp_path / "other").exists()

@@ -145,3 +145,48 @@ def test_what_is_written_is_ome_zarr_that_the_reader_understands(tmp_path):
     assert np.array_equal(found.read(slice(2, 4), whole), part)
     assert not found.read(slice(0, 2), whole).any()
     assert not list((tmp_path / "m.zarr" / "0" / "c").glob("0/*"))  # nothing else was written
+
+
+def write_series(path, names):
+    """Writes what bioformats2raw does: an image per series, and a folder of metadata."""
+    group = zarr.open_group(str(path), mode="w", zarr_format=2)
+    group.attrs["bioformats2raw.layout"] = 3
+    (path / "OME").mkdir()
+    for name in names:
+        inner = group.create_group(name)
+        write_image(VOLUME, inner, scale_factors=(), fmt=FormatV04(), axes="zyx")
+
+
+def test_the_one_series_of_bioformats2raw_is_taken_and_several_are_named(tmp_path):
+    write_series(tmp_path / "one.zarr", ["0"])
+    found = store.open_volume(tmp_path / "one.zarr", 10_000)
+    assert np.array_equal(found.read(Z, REGION), VOLUME[(Z, *REGION)]) and found.notes == ()
+    write_series(tmp_path / "two.zarr", ["0", "1"])
+    with pytest.raises(
+        UserError, match=r"2 series; name one of them: \S+/two.zarr/0 \(5, 40, 30\), "
+    ):
+        store.open_volume(tmp_path / "two.zarr", 10_000)
+    assert store.open_volume(tmp_path / "two.zarr/1", 10_000).shape == VOLUME.shape
+
+
+def test_a_channel_of_a_zarr_is_asked_for_and_taken(tmp_path):
+    group = zarr.open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=2)
+    both = np.stack([VOLUME, VOLUME + 1])
+    write_image(both, group, scale_factors=(), fmt=FormatV04(), axes="czyx")
+    with pytest.raises(UserError, match=r"'c': 2.*--channel N"):
+        store.open_volume(tmp_path / "a.zarr", 10_000)
+    found = store.open_volume(tmp_path / "a.zarr", 10_000, channel=2)
+    assert np.array_equal(found.read(Z, REGION), VOLUME[(Z, *REGION)] + 1)
+    with pytest.raises(UserError, match="has 2 channels"):
+        store.open_volume(tmp_path / "a.zarr", 10_000, channel=3)
+
+
+@pytest.mark.parametrize(("form", "chunk"), [(2, "1.0.1"), (3, "c/1/0/1")])
+def test_chunks_that_are_not_there_are_counted(tmp_path, form, chunk):
+    write_zarr(tmp_path / "a.zarr", form)
+    assert store.open_volume(tmp_path / "a.zarr", 10_000).notes == ()
+    (tmp_path / "a.zarr" / chunk).unlink()
+    (note,) = store.open_volume(tmp_path / "a.zarr", 10_000).notes
+    assert note.startswith(
+        "1 of the 18 chunks of a.zarr are not there (in z 2 to 3); they are read as 0"
+    )
