@@ -1,7 +1,7 @@
 """Turns EM slices into binary masks: 0 = membrane, 255 = cell interior.
 
 python predict.py FOLDER             every slice in a folder
-python predict.py STACK.tif          every page of a stack; one image works too
+python predict.py STACK.tif          every page of a stack; some files, such as a/*.png, work too
 python predict.py VOLUME.zarr        an OME-Zarr or Zarr of any size, block by block
 python predict.py                    the test slices of the data set the model was trained on
 
@@ -25,8 +25,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Returns the flags."""
     parser = cli.Parser(prog="predict.py", description=__doc__)
     add = parser.add_argument
-    input_help = "of PNG, TIFF, JPEG or BMP slices, one such file, or a Zarr"
-    add("input", nargs="?", type=cli.path, metavar="FOLDER", help=input_help)
+    input_help = (
+        "of slices: PNG, TIFF, JPEG, BMP, MRC, DM3, DM4, HDF5 (FILE.h5:/array); or such files, or "
+        "a Zarr"
+    )
+    add("input", nargs="*", type=cli.path, metavar="FOLDER", help=input_help)
     model_help = "a run's folder or name in outputs/, or a .keras file"
     add("--model", type=cli.text, metavar="RUN", help=model_help)
     add("--output", type=cli.text, metavar="DIR", help="default: a new folder in outputs/masks/")
@@ -42,6 +45,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "what a TIFF says, else as they are"
     )
     add("--pixel-size", type=cli.positive(float), metavar="NM", help=pixel_help)
+    channel_help = "the micrograph, where a file has several channels; all: they are slices"
+    add("--channel", type=cli.channel, metavar="N", help=channel_help)
     add("--invert", action="store_true", help="for slices with bright membranes on dark cells")
     pixels_help = "refuse slices of more than this many pixels; default: 2**30"
     add("--max-pixels", type=cli.positive(int), default=2**30, metavar="N", help=pixels_help)
@@ -111,10 +116,10 @@ def predict(args: argparse.Namespace) -> int:
         raise UserError(f"{model_path}: {error}") from None
     if predictor.sees_whole_slices:
         print("Note: a pixel of its output depends on the whole slice, so slices are not tiled")
-    args.input = args.input or find_test_slices(record)
+    args.input = args.input or [find_test_slices(record)]
     metadata = {
         "finished": False,
-        "input": str(args.input.resolve()),
+        "input": [str(path.resolve()) for path in args.input],
         "model": runs.display_path(path),
         "model_sha256": hashlib.sha256(model_path.read_bytes()).hexdigest(),
         "model_is_synthetic": record.get("synthetic", False),
@@ -122,19 +127,22 @@ def predict(args: argparse.Namespace) -> int:
         "plain": args.plain,
         "tta": args.tta,
         "pixel_size": args.pixel_size,
+        "channel": args.channel,
         "invert": args.invert,
         "probability": args.probability,
         "labels": args.labels,
     }
-    if not (args.zarr or is_zarr(args.input)):
+    if not (args.zarr or any(map(is_zarr, args.input))):
         return predict_slices(args, predictor, workers, record, metadata, device)
     if args.labels or args.submission:
         raise UserError("--labels, --submission: of slices and stacks, not of a Zarr")
+    if len(args.input) > 1:
+        raise UserError("a volume is one folder, file or Zarr; name one")
     try:
         from membrane.volumes.prediction import predict_volume
     except ModuleNotFoundError as error:
         raise UserError(
-            f"{args.input}: volumes need {error.name}, too; pip install -r requirements/cluster.txt"
+            f"{args.input[0]}: volumes need {error.name}; pip install -r requirements/cluster.txt"
         ) from None
     return predict_volume(args, predictor, workers, model_path, record, metadata, device, make_mask)
 
@@ -145,21 +153,25 @@ def predict_slices(args, predictor, workers: int, record: dict, metadata: dict, 
     from membrane.errors import UserError
     from membrane.inference import batch, outputs
     from membrane.io.normalization import make_normalizer, sample_pixels, to_grey
+    from membrane.io.tissue import fill_blank, find_blank
     from membrane.io.writers import open_maps
     from membrane.viewer.plots import draw_contact_sheet
 
     if args.submission and args.submission.exists():
         raise UserError(f"{args.submission}: exists, and nothing is overwritten")
-    sources, failed = batch.find_sources(args.input, args.max_pixels)
-    metadata["input_state"] = runs.fingerprint([source.file for source in sources])
-    folder = runs.claim_output(args.output, args.input, metadata)
+    if args.submission:
+        runs.check_not_in(args.submission, args.input, "--submission")
+    sources, failed = batch.find_sources(args.input, args.max_pixels, args.channel)
+    files = batch.list_files(args.input)
+    folder = runs.claim_output(args.output, args.input, metadata, files)
     print(f"Device: {device}\nMasks: {runs.display_path(folder)}", flush=True)
     outputs.note_skipped(args.input)
     total, began = sum(source.pages for source in sources), time.monotonic()
     config = batch.PredictionConfig(
         pixel_size=record.get("pixel_size"),
-        override_pixel_size=args.pixel_size,
+        override_pixel_size=args.pixel_size and (args.pixel_size, args.pixel_size),
         max_pixels=args.max_pixels,
+        channel=args.channel,
         invert=args.invert,
         probability=args.probability,
         submission=bool(args.submission),
@@ -171,25 +183,35 @@ def predict_slices(args, predictor, workers: int, record: dict, metadata: dict, 
 
     def predict_slice(page: batch.Page) -> batch.Page:
         image, scaling = to_grey(page.image), record.get("scaling", {})
-        page.normalize = make_normalizer(sample_pixels(image), **scaling, invert=args.invert)
+        sample, blank = sample_pixels(image), find_blank(image)
+        page.image = image = fill_blank(image, blank, sample)
+        page.blank = 0.0 if blank is None else float(blank.mean())
+        page.normalize = make_normalizer(sample, **scaling, invert=args.invert)
         if page.mask is None or args.submission:  # else an interrupted command has left it
             page.probability = predictor(image, page.scale, page.normalize)
+            if blank is not None:
+                page.probability[blank] = 0.0
         if page.mask is None:
             page.mask = make_mask(page.probability, args.threshold, args.plain)
         return batch.finish_page(page, config)
 
     pages = batch.read_slices(sources, folder, config)
     pages = batch.in_flight(predict_slice, pages, predictor, workers)
-    with open_maps(args.submission, total) as submit:
+    with runs.removed_if_nothing_is_done(folder), open_maps(args.submission, total) as submit:
         membrane, sheet, shown = outputs.write_masks(pages, total, folder, config, failed, submit)
         if args.submission and failed:
-            raise UserError(f"{args.submission}: not written, pages would lack; {failed[0]}")
+            fault = next(iter(failed.values()))
+            raise UserError(f"{args.submission}: not written, pages would lack; {fault}")
     seconds = time.monotonic() - began
     if sheet:
         contact_sheet = folder / runs.METADATA_DIR / "contact_sheet.png"
         draw_contact_sheet(contact_sheet, *zip(*sheet, strict=True))
         outputs.show_page(folder, shown, len(membrane), metadata)
-    outputs.finish_metadata(folder, metadata, device, membrane, failed)
+    if membrane:
+        # what failed may be mended: the same command then goes on
+        done = [file for file in files if file.name not in failed]
+        metadata["input_state"] = runs.fingerprint(done)
+        outputs.finish_metadata(folder, metadata, device, membrane, failed)
     return outputs.report(folder, membrane, failed, seconds)
 
 
@@ -221,7 +243,8 @@ def find_test_slices(record: dict) -> Path:
     from membrane.errors import UserError
 
     source = record.get("flags", {}).get("data")
-    data_set = data.find_data_set(source, runs.OUTPUTS / runs.SYNTHETIC_SLICES)
+    drawn = Path(record.get("data_root", runs.OUTPUTS / runs.SYNTHETIC_SLICES))
+    data_set = data.find_data_set(source, drawn)
     if data_set.test is None:
         raise UserError(f"{data_set.root}: has no test slices; name a folder of slices to predict")
     return data_set.test

@@ -85,8 +85,8 @@ def measured(outputs, tmp_path, monkeypatch):
 def test_a_slice_is_resampled_to_the_models_pixel_size(measured, tmp_path, monkeypatch, capsys):
     scales, untouched = [], Predictor.__call__
 
-    def watch(self, image, scale=1.0, *normalise):
-        scales.append(scale)
+    def watch(self, image, scale=(1.0, 1.0), *normalise):
+        scales.append(scale[1])
         return untouched(self, image, scale, *normalise)
 
     monkeypatch.setattr(Predictor, "__call__", watch)

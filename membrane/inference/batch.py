@@ -2,8 +2,9 @@
 
 import contextlib
 import math
+import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
@@ -14,9 +15,10 @@ import numpy as np
 from membrane.errors import UnreadableError, UserError
 from membrane.inference.masks import label_cells, measure_cells
 from membrane.inference.predictor import Predictor
+from membrane.io.containers import split_inner_path
 from membrane.io.labels import to_mask_bytes
-from membrane.io.normalization import looks_inverted, middle_region, to_bytes, to_grey
-from membrane.io.pixel_size import find_scale, read_pixel_size
+from membrane.io.normalization import looks_inverted, middle_region, scale_shape, to_bytes
+from membrane.io.pixel_size import Size, find_scale, read_pixel_size
 from membrane.io.readers import count_pages, list_images, read_pages
 from membrane.viewer.page import VIEW, make_views, thin
 from membrane.viewer.plots import make_thumbnail
@@ -36,7 +38,7 @@ class Source:
     def output(self, folder: Path, kind: str) -> Path:
         """Returns the file of its "mask", "probability" or "labels" in a folder of masks."""
         if kind == "labels":
-            return folder / kind / f"{self.file.stem}.tif"
+            return (folder / kind / self.target).with_suffix(".tif")
         return (folder if kind == "mask" else folder / kind) / self.target
 
 
@@ -47,8 +49,9 @@ class Page:
     source: Source
     number: int  # in its file, from 0
     image: np.ndarray | None = None  # (height, width[, 3]), as the file has it
-    scale: float = 1.0  # from the file's pixels to those that the network is trained at
-    pixel_size: float | None = None  # nm
+    blank: float = 0.0  # how much of it is no tissue
+    scale: Size = (1.0, 1.0)  # of height and width, to the pixels that the network is trained at
+    pixel_size: Size | None = None  # nm, y and x
     normalize: Callable | None = None  # its grey values to those that the network is trained on
     probability: np.ndarray | None = None  # P(interior), float32 (height, width)
     mask: np.ndarray | None = None  # bool (height, width), or as written: uint8, 255 = interior
@@ -73,8 +76,9 @@ class PredictionConfig:
     """What is read, and what is wanted beside the masks."""
 
     pixel_size: float | None  # nm, that the network is trained at; None if that is not known
-    override_pixel_size: float | None  # nm, of all the slices; None for what their files say
+    override_pixel_size: Size | None  # nm, of all the slices; None for what their files say
     max_pixels: int  # of a slice, and of what the network sees of it
+    channel: int | None  # from 1, of files that have several; 0 takes them for slices
     invert: bool  # whether membranes are bright
     probability: bool  # whether P(interior) is wanted, too, as 8-bit images
     submission: bool  # whether it is wanted as it is
@@ -84,19 +88,23 @@ class PredictionConfig:
     polarity_sample: frozenset[int]  # that tell whether membranes are bright
 
 
-def find_sources(path: Path, max_pixels: int) -> tuple[list[Source], list[str]]:
-    """Returns the `Source` of each usable file of a folder, or of one, and why others are not."""
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder; name the slices to predict")
-    sources, failed, taken, first = [], [], {}, 0
-    for file in list_images(path) if path.is_dir() else [path]:
+def find_sources(
+    paths: Sequence[Path], max_pixels: int, channel: int | None = None
+) -> tuple[list[Source], dict[str, str]]:
+    """Returns the usable files of some folders or files, and why others are not, by name.
+
+    The masks of `a.ome.tif` are called `a.tif`: they are no OME-TIFF.
+    """
+    sources, failed, taken, first = [], {}, {}, 0
+    for file in list_files(paths):
         try:
-            pages = count_pages(file, max_pixels)
+            pages = count_pages(file, max_pixels, channel)
         except UnreadableError as error:
-            failed.append(str(error))
+            failed[file.name] = str(error)
             continue
-        target = f"{file.stem}.png" if pages == 1 else f"{file.stem}.tif"
-        other = taken.setdefault(file.stem.casefold(), file)
+        stem = output_stem(file)
+        target = f"{stem}.png" if pages == 1 else f"{stem}.tif"
+        other = taken.setdefault(stem.casefold(), file)
         if other != file:
             raise UserError(
                 f"{other} and {file.name} would both be written to {target}; rename one of them"
@@ -104,6 +112,26 @@ def find_sources(path: Path, max_pixels: int) -> tuple[list[Source], list[str]]:
         sources.append(Source(file, target, pages, first))
         first += pages
     return sources, failed
+
+
+def list_files(paths: Sequence[Path]) -> list[Path]:
+    """Returns the image files of some folders or files, in natural order in each folder."""
+    files = []
+    for path in paths:
+        if re.match(r"\w+:/", str(path)) and not path.exists():
+            raise UserError(f"{path}: remote storage is not read; copy the slices here first")
+        if not split_inner_path(path)[0].exists():
+            raise UserError(f"{path}: no such file or folder; name the slices to predict")
+        files += list_images(path) if path.is_dir() else [path]
+    return files
+
+
+def output_stem(file: Path) -> str:
+    """Returns the name for what is made of a file, without a suffix."""
+    file, inner = split_inner_path(file)
+    stem = file.stem
+    stem = stem[: -len(".ome")] if stem.lower().endswith(".ome") else stem
+    return "-".join([stem, *(part for part in inner.split("/") if part)])
 
 
 def read_slices(
@@ -118,17 +146,32 @@ def read_slices(
         try:
             size = config.override_pixel_size or read_pixel_size(source.file)
             scale = find_scale(size, config.pixel_size)
-            images = read_pages(source.file, config.max_pixels)
+            images = read_pages(source.file, config.max_pixels, channel=config.channel)
             left = _read_left(source, folder, config)
             for number, (image, found) in enumerate(zip(images, left, strict=False)):
-                if math.prod(image.shape[:2]) * scale**2 > config.max_pixels:
-                    raise UnreadableError(
-                        f"{source.file}: over {config.max_pixels:,} px at the model's pixel size; "
-                        "cut it into smaller ones, or raise --max-pixels"
-                    )
-                yield Page(source, number, image, scale, size, in_colour=image.ndim == 3, **found)
+                check_scaled(source.file, image.shape[:2], scale, config.max_pixels)
+                yield Page(
+                    source,
+                    number,
+                    image,
+                    scale=scale,
+                    pixel_size=size,
+                    in_colour=image.ndim == 3,
+                    **found,
+                )
         except UnreadableError as error:
             yield Page(source, number, error=str(error))
+
+
+def check_scaled(path: Path, shape: tuple[int, int], scale: Size, max_pixels: int) -> None:
+    """Refuses a slice that the network would see too large."""
+    seen = scale_shape(shape, scale)
+    if scale != (1.0, 1.0) and math.prod(seen) > max_pixels:
+        raise UnreadableError(
+            f"{path}: {seen[1]}x{seen[0]} px at the model's pixel size, over {max_pixels:,}; is "
+            "its pixel size right? Give --pixel-size, cut it into smaller ones, or raise "
+            "--max-pixels"
+        )
 
 
 def in_flight(
@@ -145,7 +188,7 @@ def in_flight(
     waiting, pixels = deque(), 0
     with open_threads(workers, predictor) as pool:
         for page in pages:
-            size = 0 if page.image is None else page.image.size * max(1.0, page.scale**2)
+            size = 0 if page.image is None else page.image.size * max(1.0, math.prod(page.scale))
             work = (lambda page: page) if page.error else predict
             waiting.append((pool.submit(work, page), size))
             pixels += size
@@ -158,7 +201,10 @@ def in_flight(
 
 
 def finish_page(page: Page, config: PredictionConfig) -> Page:
-    """Adds to a predicted page what is wanted beside its mask, and lets go of the rest."""
+    """Adds to a predicted page what is wanted beside its mask, and lets go of the rest.
+
+    Its image is grey by now, and filled where it is no tissue.
+    """
     if page.mask.dtype == bool:  # made just now, not left by an interrupted command
         if config.labels:
             page.labels = label_cells(page.probability, page.mask)
@@ -166,7 +212,7 @@ def finish_page(page: Page, config: PredictionConfig) -> Page:
         if config.probability:
             page.map = to_bytes(page.probability)
         page.mask = to_mask_bytes(page.mask)
-    number, image = page.source.first + page.number, to_grey(page.image)
+    number, image = page.source.first + page.number, page.image
     if number in config.polarity_sample:
         middle = page.normalize(image[middle_region(image.shape)])
         page.looks_inverted = looks_inverted(middle, page.scale)

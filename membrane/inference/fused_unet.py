@@ -77,7 +77,7 @@ def fuse(network: keras.Model) -> Fused:
     def weights():
         fused = {
             name: {
-                "kernel": tf.cast(layer.kernel, bottleneck.compute_dtype),
+                "kernel": tf.cast(layer.kernel, layer.compute_dtype),
                 "bias": tf.cast(layer.bias, layer.compute_dtype),
             }
             for name, layer in known.items()
@@ -104,8 +104,9 @@ def fuse(network: keras.Model) -> Fused:
             x = _merge(skips.pop(), x, **weights[f"decoder{stage}_conv1"])
             x = _convolve(x, **weights[f"decoder{stage}_conv2"])
         last = weights["probability"]
-        x = tf.nn.conv2d(x, last["kernel"], 1, "VALID")
-        return tf.sigmoid(tf.cast(x, tf.float32) + last["bias"])
+        pixels = tf.reshape(tf.cast(x, last["kernel"].dtype), (-1, x.shape[-1]))
+        x = tf.linalg.matvec(pixels, last["kernel"][0, 0, :, 0]) + last["bias"]  # of 1x1 pixels
+        return tf.reshape(tf.sigmoid(x), tf.shape(images))
 
     return Fused(weights, forward)
 

@@ -4,7 +4,7 @@ import contextlib
 import math
 import shlex
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from membrane.errors import UnreadableError
 from membrane.inference.batch import Page, PredictionConfig
 from membrane.inference.masks import MIN_CELL_AREA
 from membrane.io.labels import INTERIOR
+from membrane.io.pixel_size import Size
 from membrane.io.readers import is_image
 from membrane.io.writers import atomic_write, open_labels, open_pages, open_table, write_json
 from membrane.viewer.page import write_page
@@ -30,7 +31,7 @@ def write_masks(
     total: int,
     folder: Path,
     config: PredictionConfig,
-    failed: list[str],
+    failed: dict[str, str],
     submit: Callable[[np.ndarray], object] = lambda probability: None,
 ) -> tuple[dict[str, float], list, list]:
     """Writes the masks and what comes with them.
@@ -40,7 +41,7 @@ def write_masks(
         total: how many pages there are.
         folder: of the masks.
         config: by which they were predicted.
-        failed: gets a line about each file that could not be used.
+        failed: gets a line about each file that could not be used, by its name.
         submit: is given P(interior), float32, of each page, if the config wants it.
 
     Returns:
@@ -67,7 +68,7 @@ def write_masks(
                             thumbnails.append((page.name, *page.thumbnails))
                         if page.views:
                             number, part = source.first + page.number, found[page.name]
-                            name = page.name.replace(source.file.name, source.file.stem)
+                            name = page.name.replace(source.file.name, Path(source.target).stem)
                             seen.append(write_views(folder, page.views, number, name, part))
                         inverted += [page.name] if page.looks_inverted else []
                         for kind, text in _notes(page, config).items():
@@ -76,7 +77,7 @@ def write_masks(
                                 (progress.write if live else print)(f"Note: {text}")
                         progress.update()
             except UnreadableError as error:
-                failed.append(str(error))
+                failed[source.file.name] = str(error)
                 progress.update(source.pages - len(found))
             else:
                 membrane |= found
@@ -95,10 +96,10 @@ def _open_outputs(opened: contextlib.ExitStack, folder: Path, page: Page) -> lis
     mask = source.output(folder, "mask")
     if mask.exists():  # by the interrupted command that this continues
         return []
-    managers = {"mask": open_pages(mask, math.prod(shape))}
+    managers = {"mask": open_pages(mask, math.prod(shape), page.pixel_size)}
     if page.map is not None:
         target = source.output(folder, "probability")
-        managers["map"] = open_pages(target, math.prod(shape))
+        managers["map"] = open_pages(target, math.prod(shape), page.pixel_size)
     if page.labels is not None:
         target = source.output(folder, "labels")
         # of the pages to come it is only known that no cell is smaller than a speck
@@ -123,16 +124,22 @@ def _notes(page: Page, config: PredictionConfig) -> dict[str, str]:
     notes = {}
     if page.in_colour:
         notes["colour"] = f"{page.name} is in colour; its luminance is used"
-    if page.scale != 1.0:
+    if page.blank:
+        notes["blank"] = (
+            f"{page.blank:.0%} of {page.name} is no tissue (squares of one grey value, or pixels "
+            "without one): left out, no cell there"
+        )
+    if page.scale != (1.0, 1.0):
         name = page.source.file.name
         notes["scale"] = describe_scale(name, page.pixel_size, config.pixel_size)
     return notes
 
 
-def describe_scale(name: str, size: float, known: float) -> str:
+def describe_scale(name: str, size: Size, known: float) -> str:
     """Returns a note on slices that are resampled."""
+    sides = f"{size[0]:g}" if size[0] == size[1] else f"{size[0]:g}x{size[1]:g} (y, x)"
     return (
-        f"{name} has pixels of {size:g} nm, the model knows {known:g} nm: it sees it resampled, "
+        f"{name} has pixels of {sides} nm, the model knows {known:g} nm: it sees it resampled, "
         "the mask has the slice's own size"
     )
 
@@ -145,12 +152,11 @@ def note_inverted(names: list[str], polarity_sample: Collection, invert: bool) -
         print(f"Note: {names[0]}{others} look like bright membranes on dark cells; {advice}")
 
 
-def note_skipped(folder: Path) -> None:
-    """Notes which files of a folder are not taken for slices."""
-    if not folder.is_dir():
-        return
-    others = (path for path in folder.iterdir() if not is_image(path.name))
-    names = sorted(path.name for path in others if path.name[0] != "." and not path.is_dir())
+def note_skipped(paths: Sequence[Path]) -> None:
+    """Notes which files of folders are not taken for slices."""
+    others = [path for folder in paths if folder.is_dir() for path in folder.iterdir()]
+    others = [path for path in others if not (is_image(path.name) or path.is_dir())]
+    names = sorted(path.name for path in others if path.name[0] != ".")
     if names:
         print(f"Note: skipped, no slices by their names: {summarise(names)}")
 
@@ -175,10 +181,10 @@ def choose_evenly(total: int, count: int) -> list[int]:
 
 
 def finish_metadata(
-    folder: Path, metadata: dict, device: str, membrane: dict[str, float], failed: list[str]
+    folder: Path, metadata: dict, device: str, membrane: dict[str, float], failed: dict[str, str]
 ) -> None:
-    """Writes the record of a prediction, now finished."""
-    metadata |= {"finished": True, "device": device, "membrane": membrane, "failed": failed}
+    """Writes the record of a prediction, finished if nothing failed."""
+    metadata |= {"finished": not failed, "device": device, "membrane": membrane, "failed": failed}
     write_json(folder / runs.METADATA_DIR / "prediction.json", metadata)
 
 
@@ -191,7 +197,7 @@ def show_page(folder: Path, shown: list[dict], total: int, metadata: dict) -> No
     write_page(folder / PAGE, shown, text, shlex.join(["python", *sys.argv]))
 
 
-def report(folder: Path, membrane: dict[str, float], failed: list[str], seconds: float) -> int:
+def report(folder: Path, membrane: dict[str, float], failed: dict[str, str], seconds: float) -> int:
     """Reports what was done and what was not; returns the exit status."""
     if membrane:
         low, high = min(membrane.values()), max(membrane.values())
@@ -207,10 +213,12 @@ def report(folder: Path, membrane: dict[str, float], failed: list[str], seconds:
             f"Note: hardly any or very much membrane in {summarise(implausible)}: is it EM with "
             "dark membranes on bright cells, near 4 nm per pixel?"
         )
-    for line in failed:
+    for line in failed.values():
         print(f"predict.py: error: {' '.join(line.split())}", file=sys.stderr)
     if not failed:
         return 0
+    if membrane:
+        print("Note: once that is mended, the same command does the rest")
     return 1 if membrane else 2
 
 

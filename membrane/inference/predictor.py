@@ -2,10 +2,10 @@
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
-from itertools import islice, product
+from itertools import chain, groupby, islice, product
 
 import keras
 import numpy as np
@@ -15,9 +15,12 @@ from membrane.errors import UserError
 from membrane.inference.fused_unet import fuse
 from membrane.inference.receptive_field import stride_and_halo
 from membrane.inference.tiling import Region, Tiling, full_region, intersect, relative_to, shape_of
-from membrane.io.normalization import resize
+from membrane.io.normalization import resize, scale_shape
 
 TILE = (256, 1024)  # px, rows and columns; oneDNN takes 1.2 times as long where rows have 512
+GPU_TILE, GPU_BATCH = (512, 512), 8  # of which all flips go to a GPU at once,
+GPU_STREAMS = 2  # while the next are cut
+BATCHES_IN_FLIGHT = 8  # in which tiles of one shape are looked for
 D4 = tuple((turns, flip) for turns in range(4) for flip in (1, -1))  # the 8; first: as it is
 
 
@@ -29,14 +32,24 @@ class Predictor:
             now.
         tta: test-time augmentation: whether to average over the 8 flips and rotations of each tile.
         tile: px, rows and columns of the largest tile, as `Tiling` takes it; 512x512 is one.
-        workers: how many tiles, or flips of one, are computed at the same time.
+        workers: how many batches are computed at the same time; on a GPU no more than two.
+        batch: how many tiles, or flips of one, are computed at once, where they have one shape.
     """
 
-    def __init__(self, network: keras.Model, tta: bool = False, tile=TILE, workers: int = 1):
-        self.tiling = Tiling(*stride_and_halo(network), tile)
+    def __init__(
+        self,
+        network: keras.Model,
+        tta: bool = False,
+        tile: tuple[int, int] | None = None,
+        workers: int = 1,
+        batch: int | None = None,
+    ):
+        self.on_gpu = bool(tf.config.list_physical_devices("GPU"))
+        self.tiling = Tiling(*stride_and_halo(network), tile or (GPU_TILE if self.on_gpu else TILE))
         self.network = network
         self.transforms = D4 if tta else D4[:1]
-        self.pool = ThreadPoolExecutor(workers)
+        self.batch = batch or (GPU_BATCH if self.on_gpu else 1)
+        self.pool = ThreadPoolExecutor(min(workers, GPU_STREAMS) if self.on_gpu else workers)
         fused = fuse(network)
         self.fused_weights = fused.weights
         self.weights = tf.nest.map_structure(tf.Variable, fused.weights())
@@ -52,24 +65,27 @@ class Predictor:
         tf.nest.map_structure(lambda old, new: old.assign(new), self.weights, self.fused_weights())
 
     def __call__(
-        self, image: np.ndarray, scale: float = 1.0, normalize: Callable | None = None
+        self,
+        image: np.ndarray,
+        scale: tuple[float, float] = (1.0, 1.0),
+        normalize: Callable | None = None,
     ) -> np.ndarray:
         """Returns P(interior) of a slice, float32 (height, width) in [0, 1], of the image's size.
 
         Args:
             image: (height, width), any size from 1x1; float32 as `normalization.normalize` gives,
                 or of any dtype with `normalize`.
-            scale: what to multiply its sides by, for the network to see it at the pixel size it is
-                trained at.
+            scale: what to multiply its height and width by, for the network to see it at the pixel
+                size it is trained at.
             normalize: what to do to the pixels of each tile, so that a huge slice need not be
                 float as a whole.
 
         Raises:
             UserError: the network must see all of a slice at once, and memory forbids it.
         """
-        if scale != 1.0:
+        if scale != (1.0, 1.0):
             image = image if normalize is None else normalize(image)
-            shape = tuple(max(1, round(side * scale)) for side in image.shape)
+            shape = scale_shape(image.shape, scale)
             return np.clip(resize(self(resize(image, shape)), image.shape), 0.0, 1.0)
         return self.predict_region(image, full_region(image.shape), image.shape, normalize)
 
@@ -94,17 +110,27 @@ class Predictor:
         read = self.tiling.input_region(region, shape)
         tiles = list(product(*self.tiling.tile_grid(region, shape)))
 
-        def predict(job):
-            ((rows, seen_rows), (cols, seen_cols)), (turns, flip) = job
+        def cut(job):
+            ((_, seen_rows), (_, seen_cols)), (turns, flip) = job
             tile = image[_lines(seen_rows - read[0].start)][:, _lines(seen_cols - read[1].start)]
-            tile = np.rot90((tile if normalize is None else normalize(tile))[:, ::flip], turns)
-            output = self.predict_batch(np.ascontiguousarray(tile)[None, :, :, None])
-            output = np.rot90(output.numpy()[0, :, :, 0], -turns)[:, ::flip]
-            return output[rows.start - seen_rows[0] :, cols.start - seen_cols[0] :]
+            return np.rot90((tile if normalize is None else normalize(tile))[:, ::flip], turns)
+
+        def predict(jobs):
+            maps, found = self._compute(np.stack(list(map(cut, jobs)))[..., None])[..., 0], []
+            for job, output in zip(jobs, maps, strict=True):
+                ((rows, seen_rows), (cols, seen_cols)), (turns, flip) = job
+                output = np.rot90(output, -turns)[:, ::flip]
+                found.append(output[rows.start - seen_rows[0] :, cols.start - seen_cols[0] :])
+            return found
 
         jobs = list(product(tiles, self.transforms))
-        alone = len(jobs) == 1  # then whoever asks computes: to hand it on takes its time
-        outputs = map(predict, jobs) if alone else self.pool.map(predict, jobs)
+        if len(jobs) == 1 and not self.on_gpu:  # to hand it on would take its time
+            outputs = iter(predict(jobs))
+        elif self.batch == 1:
+            outputs = chain.from_iterable(self.pool.map(predict, ([job] for job in jobs)))
+        else:
+            windows = _batched(jobs, BATCHES_IN_FLIGHT * self.batch)
+            outputs = chain.from_iterable(self._predict_by_shape(predict, one) for one in windows)
         for (rows, _), (cols, _) in tiles:
             total = reduce(np.add, islice(outputs, len(self.transforms)))  # one order: to the bit
             core = intersect((rows, cols), region)
@@ -115,6 +141,37 @@ class Predictor:
     def stop(self) -> None:
         """Computes no further tile; a slice that has some left ends with `CancelledError`."""
         self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def _predict_by_shape(self, predict: Callable, jobs: Sequence) -> list[np.ndarray]:
+        """Returns `predict` of jobs, in order, those whose tiles have one shape in batches."""
+
+        def shape(number):
+            ((_, rows), (_, cols)), (turns, _) = jobs[number]
+            return (len(rows), len(cols))[:: -1 if turns % 2 else 1]
+
+        found = {}
+        groups = groupby(sorted(range(len(jobs)), key=shape), shape)
+        batches = [batch for _, same in groups for batch in _batched(same, self.batch)]
+        work = ([jobs[number] for number in batch] for batch in batches)
+        for batch, outputs in zip(batches, self.pool.map(predict, work), strict=True):
+            found |= dict(zip(batch, outputs, strict=True))
+        return [found[number] for number in range(len(jobs))]
+
+    def _compute(self, tiles: np.ndarray) -> np.ndarray:
+        """Returns P(interior) of tiles, float32 (batch, height, width, 1) both.
+
+        Where the device has not the memory for a batch, this and the next ones are halved.
+        """
+        try:
+            return self.predict_batch(tiles).numpy()
+        except tf.errors.ResourceExhaustedError:
+            if len(tiles) == 1:
+                raise
+            half = -(-len(tiles) // 2)
+            if self.batch > half:
+                self.batch = half
+                print(f"Note: {len(tiles)} tiles at once exceed the device's memory; now {half}")
+        return np.concatenate([self._compute(part) for part in (tiles[:half], tiles[half:])])
 
     def _check_memory(self, shape: tuple[int, int]) -> None:
         """Refuses a slice that memory cannot hold as a whole, rather than be killed by it."""
@@ -146,6 +203,12 @@ def _compile(function: Callable) -> Callable:
     except Exception:  # Keras, TensorFlow: anything
         return tf.function(function)
     return compiled
+
+
+def _batched(jobs: Iterable, size: int) -> Iterator[tuple]:
+    """Yields tuples of up to so many jobs (itertools.batched, from Python 3.12 on)."""
+    jobs = iter(jobs)
+    return iter(lambda: tuple(islice(jobs, size)), ())
 
 
 def _lines(numbers: np.ndarray) -> slice | np.ndarray:

@@ -51,6 +51,7 @@ def predict_all(sources, folder, predictor, workers=3, **others):
         "submission": False,
         "labels": False,
         "max_pixels": 10_000,
+        "channel": None,
         "thumbnail_pages": frozenset({3}),
         "viewer_pages": frozenset({3}),
         "polarity_sample": frozenset({3}),
@@ -58,9 +59,10 @@ def predict_all(sources, folder, predictor, workers=3, **others):
     config = PredictionConfig(**known | others)
 
     def work(page):
-        page.normalize = make_normalizer(sample_pixels(to_grey(page.image)))
+        page.image = to_grey(page.image)
+        page.normalize = make_normalizer(sample_pixels(page.image))
         if page.mask is None:
-            page.probability = predictor(to_grey(page.image), page.scale, page.normalize)
+            page.probability = predictor(page.image, page.scale, page.normalize)
             page.mask = predict.make_mask(page.probability, 0.5)
         return batch.finish_page(page, config)
 

@@ -1,4 +1,5 @@
 import dataclasses
+import os
 
 import keras
 import numpy as np
@@ -7,8 +8,9 @@ import tensorflow as tf
 
 import data
 import unet
-from membrane import metrics, runs
+from membrane import cli, metrics, runs
 from membrane.inference import precision
+from membrane.inference.fused_unet import fuse
 from membrane.inference.loading import load_network
 from membrane.inference.masks import precompute_segmentation
 from membrane.inference.predictor import Predictor
@@ -99,10 +101,10 @@ def test_a_slice_is_predicted_at_the_scale_the_network_is_trained_at():
     compute, sizes = predict.predict_batch, []
     predict.predict_batch = lambda batch: sizes.append(batch.shape) or compute(batch)
     image = RNG.random((40, 60), np.float32)
-    assert np.array_equal(predict(image, 1.0), predict(image))
+    assert np.array_equal(predict(image, (1.0, 1.0)), predict(image))
     sizes.clear()
-    probability = predict(image, 2.0)
-    assert sizes == [(1, 80, 120, 1)]
+    probability = predict(image, (2.0, 0.5))
+    assert sizes == [(1, 80, 30, 1)]
     assert probability.shape == (40, 60) and 0 <= probability.min() <= probability.max() <= 1
 
 
@@ -129,3 +131,47 @@ def test_bfloat16_gives_the_masks_of_float32(isbi, tmp_path):
         scores.append([metrics.score_segmentation(label, mask)["v_rand"] for mask in masks])
     assert 0 < np.mean(differences) < 0.0015
     assert abs(np.diff(np.mean(scores, axis=0))[0]) < 0.003
+
+
+@pytest.mark.parametrize("tta", [False, True])
+def test_batches_of_tiles_give_what_single_tiles_give(network, tta):
+    image = RNG.random((300, 290), np.float32)
+    single = Predictor(network, tta, (32, 32))(image)
+    many = Predictor(network, tta, (32, 32), batch=8)
+    compute, sizes = many.predict_batch, []
+    many.predict_batch = lambda batch: sizes.append(len(batch)) or compute(batch)
+    assert np.allclose(many(image), single, atol=1e-5)
+    assert 2 < max(sizes) <= 8
+
+
+def test_a_device_out_of_memory_gets_half_the_tiles_and_it_is_said(network, capsys):
+    image = RNG.random((150, 130), np.float32)
+    predict = Predictor(network, True, (64, 64), batch=8)
+    expected, compute, sizes = predict(image), predict.predict_batch, []
+
+    def fail(batch):
+        sizes.append(len(batch))
+        if len(batch) > 4:
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
+        return compute(batch)
+
+    predict.predict_batch = fail
+    assert np.allclose(predict(image), expected, atol=1e-5)
+    assert predict.batch == 4 and max(sizes) > 4
+    assert capsys.readouterr().out.count("exceed the device's memory") == 1
+
+
+def test_on_a_gpu_the_hosts_threads_and_the_devices_streams_are_two_numbers(network, monkeypatch):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU:0"])
+    predict = Predictor(network, workers=16)
+    assert predict.pool._max_workers == 2 and predict.batch == 8
+    assert cli.share_cores() == len(os.sched_getaffinity(0)) and cli.share_cores(5) == 5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_under_xla_as_on_a_gpu_the_same_is_predicted(dtype):
+    fused = fuse(precision.with_dtype(unet.build_unet(), dtype))
+    images, weights = RNG.random((1, 64, 64, 1), np.float32), fused.weights()
+    compiled = tf.function(lambda images: fused.forward(images, weights), jit_compile=True)
+    expected = fused.forward(tf.constant(images), weights)
+    assert np.allclose(compiled(images), expected, atol=1e-5 if dtype == "float32" else 0.02)
