@@ -183,14 +183,13 @@ def predict_slices(args, predictor, workers: int, record: dict, metadata: dict, 
 
     def predict_slice(page: batch.Page) -> batch.Page:
         image, scaling = to_grey(page.image), record.get("scaling", {})
-        sample, blank = sample_pixels(image), find_blank(image)
-        page.image = image = fill_blank(image, blank, sample)
-        page.blank = 0.0 if blank is None else float(blank.mean())
+        sample, page.blank = sample_pixels(image), find_blank(image)
+        page.image = image = fill_blank(image, page.blank, sample)
         page.normalize = make_normalizer(sample, **scaling, invert=args.invert)
         if page.mask is None or args.submission:  # else an interrupted command has left it
             page.probability = predictor(image, page.scale, page.normalize)
-            if blank is not None:
-                page.probability[blank] = 0.0
+            if page.blank is not None:
+                page.probability[page.blank] = 0.0
         if page.mask is None:
             page.mask = make_mask(page.probability, args.threshold, args.plain)
         return batch.finish_page(page, config)

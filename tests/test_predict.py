@@ -5,17 +5,19 @@ import subprocess
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tifffile
-from conftest import run, run_predict, write_data_set
+from conftest import PRETRAINED, check_refusal, fail_at, run, run_predict, write_data_set
 from PIL import Image
 from processes import command
 
 import data
 import predict
-from membrane import runs, synthetic
+from membrane import metrics, runs, synthetic
 from membrane.errors import UserError
 from membrane.inference.predictor import Predictor
 from membrane.io import normalization
+from membrane.io.pixel_size import read_pixel_size
 
 
 def test_every_mask_has_its_slices_name_and_size(outputs, folder, tmp_path, capsys):
@@ -166,3 +168,72 @@ def test_the_real_command_is_quiet_and_shows_progress(trained, folder, tmp_path)
     assert answer.returncode == 0, answer.stderr
     assert answer.stderr == ""
     assert "3 of 3 slices" in answer.stdout and "left" in answer.stdout
+
+
+def test_a_slice_with_padding_is_predicted_as_if_the_rest_were_not_there(tmp_path, capsys):
+    image, _ = synthetic.make_slice(256, 300, 4)
+    (tmp_path / "in").mkdir()
+    for name, value in (("black", 0), ("white", 255), ("nothing", np.nan), ("minus", -9999)):
+        padded = np.full(
+            (256, 500), value, np.float32 if name in ("nothing", "minus") else np.uint8
+        )
+        padded[:, :300] = image
+        dtype = np.uint8 if value in (0, 255) else np.float32
+        tifffile.imwrite(tmp_path / f"in/{name}.tif", padded.astype(dtype))
+    Image.fromarray(image).save(tmp_path / "in/whole.png")
+    flags = ["--model", PRETRAINED, "--probability", "--labels", "--output", tmp_path / "masks"]
+    assert run_predict(tmp_path / "in", *flags) == 0
+    assert "40% of black.tif is no tissue" in capsys.readouterr().out
+    whole = np.asarray(Image.open(tmp_path / "masks/whole.png")) > 0
+    for name in ("black", "white", "nothing", "minus"):
+        mask = np.asarray(Image.open(tmp_path / f"masks/{name}.png"))
+        assert not mask[:, 300:].any()
+        assert metrics.score_segmentation(whole, mask[:, :300] > 0)["v_info"] > 0.98
+        assert not np.asarray(Image.open(tmp_path / f"masks/probability/{name}.png"))[:, 300:].any()
+        labels = tifffile.imread(tmp_path / f"masks/labels/{name}.tif")
+        assert not labels[:, 300:].any() and (labels[:, :300] > 0).mean() > 0.9
+
+
+def test_several_files_are_predicted_by_one_command(outputs, folder, tmp_path):
+    paths = [folder / "a.png", folder / "c.jpg"]
+    assert run_predict(*paths, "--output", tmp_path / "masks") == 0
+    assert sorted(path.name for path in (tmp_path / "masks").glob("*.png")) == ["a.png", "c.png"]
+
+
+def test_masks_of_an_ome_tiff_open_as_the_stack_they_are(outputs, tmp_path):
+    stack = np.random.default_rng(0).integers(0, 255, (3, 40, 50), np.uint8)
+    size = {"PhysicalSizeX": 8, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 8}
+    known = {"axes": "ZYX", **size, "PhysicalSizeYUnit": "nm"}
+    tifffile.imwrite(tmp_path / "a.ome.tif", stack, metadata=known, photometric="minisblack")
+    assert run_predict(tmp_path / "a.ome.tif", "--output", tmp_path / "masks") == 0
+    assert tifffile.imread(tmp_path / "masks/a.tif").shape == stack.shape
+    assert read_pixel_size(tmp_path / "masks/a.tif") == pytest.approx((8, 8))
+
+
+def test_pixels_that_are_not_square_are_resampled_each_side_by_its_own(measured, tmp_path, capsys):
+    image, _ = synthetic.make_slice(120, 100, 1)
+    stated = {"resolution": (1e7 / 4, 1e7 / 8), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "flat.tif", image[::2], **stated)
+    assert run_predict(tmp_path / "flat.tif", "--output", tmp_path / "masks") == 0
+    assert "pixels of 8x4 (y, x) nm" in capsys.readouterr().out
+    assert Image.open(tmp_path / "masks/flat.png").size == (100, 60)
+
+
+@pytest.mark.parametrize("error, words", [
+    (MemoryError, "out of memory; train.py: a lower --batch-size"),
+    (tf.errors.ResourceExhaustedError(None, None, "OOM"), "out of the device's memory; train.py:"),
+])  # fmt: skip
+def test_memory_that_is_short_is_one_line(
+    outputs, folder, tmp_path, monkeypatch, capsys, error, words
+):
+    fail_at(monkeypatch, Predictor, "__call__", 1, error)
+    assert run_predict(folder, "--output", tmp_path / "masks") == 2
+    check_refusal(capsys, words, "--no-tta")
+    assert not (tmp_path / "masks").exists()
+
+
+def test_a_submission_never_goes_into_the_input_folder(outputs, folder, tmp_path, capsys):
+    flags = ["--output", tmp_path / "masks", "--submission", folder / "maps.tif"]
+    assert run_predict(folder, *flags) == 2
+    check_refusal(capsys, "lies in the input folder; name another --submission")
+    assert len(list(folder.iterdir())) == 3 and not (tmp_path / "masks").exists()

@@ -1,13 +1,19 @@
 import json
+import shlex
+import shutil
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+import tifffile
 from conftest import SMALL, read_history, read_weights, run, write_data_set
 from PIL import Image
 
 import data
+import predict
 import train
+from membrane import runs, synthetic
 from membrane.inference.loading import load_network
 from membrane.inference.predictor import Predictor
 from membrane.training import callbacks
@@ -151,3 +157,40 @@ def test_resuming_with_other_slices_is_refused(data_set, tmp_path, monkeypatch, 
     (output / "run.json").write_text(json.dumps(record))
     assert run(train, "--resume", output) == 2
     assert "not the slices" in capsys.readouterr().err
+
+
+def test_the_printed_command_works_from_where_one_is(data_set, tmp_path, monkeypatch, capsys):
+    shutil.copytree(data_set / "train", tmp_path / "mine/train")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    flags = ["--data", "../mine", "--epochs", "1", "--output", "run"]
+    assert run(train, *flags, *SMALL) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Next: ")]
+    script = shlex.split(line)[2]
+    assert Path(script).resolve() == runs.ROOT / "predict.py"
+    assert shlex.split(line)[3:] == ["--model", "run", "FOLDER"]  # it has no test slices
+    record = json.loads(Path("run/run.json").read_text())
+    assert record["validation"]["leave_one_out"]["v_rand"] > 0  # of one slice, at 0.5
+
+
+def test_synthetic_slices_are_drawn_beside_the_output(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "DATA_SET", {"train": 3, "test": 1})
+    monkeypatch.setattr(synthetic, "DATA_SET_SIDE", 60)
+    output = tmp_path / "trial/run"
+    assert run(train, "--data", "synthetic", "--epochs", "1", "--output", output, *SMALL) == 0
+    assert (tmp_path / "trial/synthetic-slices/train").is_dir() and not runs.OUTPUTS.exists()
+    record = json.loads((output / "run.json").read_text())
+    assert predict.find_test_slices(record) == tmp_path / "trial/synthetic-slices/test/imgs"
+
+
+def test_a_few_painted_regions_are_learned_from(data_set, tmp_path):
+    shutil.copytree(data_set, tmp_path / "set")
+    for path in (tmp_path / "set/train/labels").iterdir():
+        label = np.asarray(Image.open(path)).astype(np.int16) // 255
+        label[:, 50:] = 7
+        path.unlink()
+        tifffile.imwrite(path.with_name(f"{path.stem}_label.tif"), label)
+    flags = ["--data", tmp_path / "set", "--ignore", "7", "--epochs", "2"]
+    assert run(train, *flags, *SMALL, "--output", tmp_path / "run") == 0
+    assert float(read_history(tmp_path / "run")[1]["val_loss"]) < 1
+    assert (tmp_path / "run/validation.png").exists()

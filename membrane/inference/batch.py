@@ -49,7 +49,7 @@ class Page:
     source: Source
     number: int  # in its file, from 0
     image: np.ndarray | None = None  # (height, width[, 3]), as the file has it
-    blank: float = 0.0  # how much of it is no tissue
+    blank: np.ndarray | None = None  # bool (height, width), True = no tissue
     scale: Size = (1.0, 1.0)  # of height and width, to the pixels that the network is trained at
     pixel_size: Size | None = None  # nm, y and x
     normalize: Callable | None = None  # its grey values to those that the network is trained on
@@ -60,6 +60,7 @@ class Page:
     cells: dict[str, np.ndarray] | None = None  # a table of them
     error: str | None = None  # why the file cannot be read on
     in_colour: bool = False
+    blank_fraction: float = 0.0  # how much of it is no tissue
     looks_inverted: bool = False
     thumbnails: tuple = ()  # of image and mask
     views: dict[str, bytes] | None = None  # the viewer's pictures of it
@@ -207,7 +208,7 @@ def finish_page(page: Page, config: PredictionConfig) -> Page:
     """
     if page.mask.dtype == bool:  # made just now, not left by an interrupted command
         if config.labels:
-            page.labels = label_cells(page.probability, page.mask)
+            page.labels = label_cells(page.probability, page.mask, page.blank)
             page.cells = measure_cells(page.labels, page.probability)
         if config.probability:
             page.map = to_bytes(page.probability)
@@ -223,6 +224,8 @@ def finish_page(page: Page, config: PredictionConfig) -> Page:
         seen = page.normalize(thin(image, VIEW))
         page.views = make_views(seen, page.mask, page.map, page.labels)
     page.image = page.normalize = None
+    page.blank_fraction = 0.0 if page.blank is None else float(page.blank.mean())
+    page.blank = None
     page.probability = page.probability if config.submission else None
     return page
 

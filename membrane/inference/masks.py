@@ -55,7 +55,9 @@ def close_gaps(
     return _close(_windows(mask, probability, region), shape_of(region), threshold)
 
 
-def label_cells(probability: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def label_cells(
+    probability: np.ndarray, mask: np.ndarray, blank: np.ndarray | None = None
+) -> np.ndarray:
     """Numbers the cells of a mask, and lets them grow over the membrane.
 
     They meet where P(interior) is lowest, in a line of one pixel. Specks below 32 px are no cells;
@@ -65,6 +67,7 @@ def label_cells(probability: np.ndarray, mask: np.ndarray) -> np.ndarray:
     Args:
         probability: P(interior), float (height, width).
         mask: bool (height, width), True = interior, of the same slice.
+        blank: bool (height, width), True = no tissue, where no cell grows.
 
     Returns:
         int32 (height, width): 0 on the lines, else the cell's number from 1. All 0 where there is
@@ -73,7 +76,8 @@ def label_cells(probability: np.ndarray, mask: np.ndarray) -> np.ndarray:
     cells = connected_components(mask, connectivity=1)
     specks = np.bincount(cells.ravel()) < MIN_CELL_AREA
     cells, _, _ = relabel_sequential(np.where(specks[cells], 0, cells))
-    return watershed(-probability, cells, connectivity=1, watershed_line=True)
+    tissue = None if blank is None else ~blank
+    return watershed(-probability, cells, connectivity=1, mask=tissue, watershed_line=True)
 
 
 def measure_cells(labels: np.ndarray, probability: np.ndarray) -> dict[str, np.ndarray]:

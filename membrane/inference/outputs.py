@@ -124,10 +124,10 @@ def _notes(page: Page, config: PredictionConfig) -> dict[str, str]:
     notes = {}
     if page.in_colour:
         notes["colour"] = f"{page.name} is in colour; its luminance is used"
-    if page.blank:
+    if page.blank_fraction:
         notes["blank"] = (
-            f"{page.blank:.0%} of {page.name} is no tissue (squares of one grey value, or pixels "
-            "without one): left out, no cell there"
+            f"{page.blank_fraction:.0%} of {page.name} is no tissue (squares of one grey value, or "
+            "pixels without one): left out, no cell there"
         )
     if page.scale != (1.0, 1.0):
         name = page.source.file.name

@@ -35,45 +35,36 @@ def open_cluster(job: Job, address: str) -> Iterator[Pool]:
     Raises:
         UserError: none answers there.
     """
+    for name in list(logging.root.manager.loggerDict):  # else a lost connection fills the terminal
+        if name.startswith(("distributed", "tornado", "asyncio")):
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    try:
+        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--scheduler {address}: no Dask scheduler answers there ({first_line(error)}); start "
+            "one by: dask scheduler"
+        ) from None
     # Of the functions of a script, such as make_mask, the workers get the code.
     cloudpickle.register_pickle_by_value(sys.modules[job.make_mask.__module__])
-    with connect(address) as client:
+    with client:
         if not client.nthreads():
             print(f"Note: no worker there yet; start some by: dask worker {address}", flush=True)
-        executor = client.get_executor(pure=False)
         yield Pool(
             predict=partial(predict_on_worker, job),
-            submit=partial(_submit, executor),
+            submit=partial(_submit, client.get_executor(pure=False)),
             max_in_flight=partial(_count_tasks, client),
             killed=(KilledWorker,),
             lost=(CancelledError, CommClosedError),
         )
 
 
-def connect(address: str) -> Client:
-    """Returns a client of a running Dask scheduler.
-
-    Raises:
-        UserError: none answers there.
-    """
-    for name in list(logging.root.manager.loggerDict):  # else a lost connection fills the terminal
-        if name.startswith(("distributed", "tornado", "asyncio")):
-            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    try:
-        return Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--scheduler {address}: no Dask scheduler answers there ({first_line(error)}); start "
-            "one by: dask scheduler"
-        ) from None
-
-
 def predict_on_worker(job: Job, block: Block) -> dict:
     """Predicts a block in a Dask worker, which opens volume and model once."""
     with OPENING:
-        source = _open_volume(job.state, job.source, job.max_pixels, job.channel)
+        source = _open_volume(job.state, job.source, job.flags.max_pixels, job.flags.channel)
         state, threads = job.model.stat().st_mtime_ns, get_worker().state.nthreads
-        predictor = _open_model(state, job.model, job.tta, threads)
+        predictor = _open_model(state, job.model, job.flags.tta, threads)
     return predict_block(job, source, predictor, block)
 
 

@@ -6,6 +6,7 @@ block, and then its marker. So at any moment the markers say what is done, and a
 stopped goes on with the rest.
 """
 
+import argparse
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -50,21 +51,15 @@ class Block:
 class Job:
     """What any process must know to predict any block of a volume."""
 
+    flags: argparse.Namespace  # of predict.py, its `threshold` and `tta` settled
     source: Path  # of the volume
     state: str  # that changes when the volume does
     model: Path  # of the network
     folder: Path  # of the masks
     name: str  # what they are called
-    max_pixels: int  # of a slice
-    channel: int | None  # from 1, of a volume that has several
     make_mask: Callable  # `predict.make_mask`
-    threshold: float  # on P(interior)
-    plain: bool  # whether it is put to single pixels, not to whole borders
-    tta: bool  # whether to average 8 flips and rotations
-    scaling: tuple[tuple[str, float], ...]  # `make_normalizer`'s mean and deviation
+    scaling: dict[str, float]  # `make_normalizer`'s mean and deviation
     scale: tuple[float, float]  # of height and width, to the pixels the network is trained at
-    invert: bool  # whether membranes are bright
-    probability: bool  # whether P(interior) is wanted, too
     block: tuple[int, int, int]  # shape of the blocks, (z, y, x), of `choose_block`
     levels: Sequence[tuple]  # of the pyramid, of `store.plan_levels`
 
@@ -76,7 +71,8 @@ class Job:
     @property
     def outputs(self) -> list[Path]:
         """It, and that of P(interior) if wanted."""
-        return [self.masks] + [self.folder / "probability" / self.masks.name] * self.probability
+        probability = self.folder / "probability" / self.masks.name
+        return [self.masks, probability] if self.flags.probability else [self.masks]
 
     @property
     def markers(self) -> Path:
@@ -102,7 +98,7 @@ def choose_block(
     there several slices should go into a block. A slice that is resampled is never cut.
 
     Args:
-        shape: of the volume.
+        shape: of the volume, (z, y, x).
         scale: of height and width, to the pixels that the network is trained at.
         chunk_depth: how many slices must be read at once.
     """

@@ -6,7 +6,7 @@ than keep everybody busy.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,7 +18,6 @@ import numpy as np
 from membrane.errors import UnreadableError, UserError
 from membrane.inference.batch import PIXELS_IN_FLIGHT, open_threads
 from membrane.inference.predictor import Predictor
-from membrane.inference.tiling import shape_of
 from membrane.volumes import store
 from membrane.volumes.blocks import predict_block, shrink_block
 from membrane.volumes.jobs import Block, Job, read_marker
@@ -66,58 +65,47 @@ def run_job(
         The membrane fraction of each slice; what could not be done, by block; and the precisions
         that the blocks were computed in. Without pyramid where something could not be done: it can
         be mended, and the rest done by the same call.
+
+    Raises:
+        UserError: there is no going on.
     """
     for path in job.outputs:
         store.create_volume(path, source.voxel, job.levels, job.block)
-    pixels_of_slice = math.prod(source.shape[1:])
-    membrane, seen, failed = np.zeros(source.shape[0]), np.zeros(source.shape[0]), {}
-    precisions = set()
+    membrane, lacking = np.zeros(source.shape[0]), np.zeros(source.shape[0], bool)
+    failed, precisions = {}, set()
     with open_pool as pool:
         for block, result in _finish_level(job, 0, pool.predict, pool):
             if isinstance(result, UnreadableError):
                 failed[block.name] = str(result)
+                lacking[block.z] = True
                 continue
             membrane[block.z] += result["membrane"]
             precisions.add(result["computed_in"])
-            pixels = math.prod(shape_of(block.region))
-            seen[block.z] += pixels
-            progress(pixels * (block.stop[0] - block.start[0]) / 1e6)
+            progress(math.prod(np.subtract(block.stop, block.start)) / 1e6)
         for level in range(1, 1 if failed else len(job.levels)):
             for _ in _finish_level(job, level, partial(shrink_block, job), pool):
                 pass
-    done = np.flatnonzero(seen == pixels_of_slice).tolist()
-    return {f"z {z}": float(membrane[z] / pixels_of_slice) for z in done}, failed, precisions
+    fractions = membrane / math.prod(source.shape[1:])
+    done = {f"z {z}": float(fractions[z]) for z in np.flatnonzero(~lacking)}
+    return done, failed, precisions
 
 
 def _finish_level(job: Job, level: int, function: Callable, pool: Pool) -> Iterator[tuple]:
-    """Yields each block of a level with what its task returned, in an earlier run or now."""
-    missing = []
+    """Yields each block of a level with what its task returned, in an earlier run or now.
+
+    For a block that the rest can go on without, that is the `UnreadableError`.
+    """
+    missing, running = [], {}
     for block in job.cut(level):
         marker = read_marker(job, block)
         if marker is None:
             missing.append(block)
         else:
             yield block, marker
-    yield from run(function, missing, pool)
-
-
-def run(
-    function: Callable[[Block], dict], blocks: Iterable[Block], pool: Pool
-) -> Iterator[tuple[Block, dict | UnreadableError]]:
-    """Runs a function on blocks, some at once, and yields what it returned as they finish.
-
-    Args:
-        function: that raises `UnreadableError` where the rest can go on without a block.
-        blocks: not more of them are taken than are in flight.
-        pool: the workers.
-
-    Raises:
-        UserError: what the function raised, when there is no going on.
-    """
-    blocks, running = iter(blocks), {}
+    missing = iter(missing)
     try:
         while True:
-            for block in islice(blocks, max(0, pool.max_in_flight() - len(running))):
+            for block in islice(missing, max(0, pool.max_in_flight() - len(running))):
                 running[pool.submit(function, block)] = block
             if not running:
                 return

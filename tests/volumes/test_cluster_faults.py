@@ -107,6 +107,18 @@ def test_a_driver_killed_beside_its_cluster_goes_on_with_two_workers(stack, tmp_
     assert np.array_equal(read(masks), whole)
 
 
+def test_a_scheduler_without_workers_is_said_and_waited_for(stack, tmp_path):
+    source, whole = stack
+    with cluster(tmp_path) as (address, start_worker):
+        flags = [tmp_path / "masks", "--scheduler", address]
+        process = start(*predict_command(source, *flags))
+        while b"no worker there yet; start some by: dask worker" not in process.stdout.readline():
+            assert process.poll() is None
+        start_worker()
+        assert process.wait(timeout=120) == 0
+    assert np.array_equal(read(tmp_path / "masks"), whole)
+
+
 def test_a_scheduler_that_dies_is_reported_in_one_line(stack, tmp_path):
     source, whole = stack
     masks = tmp_path / "masks"
