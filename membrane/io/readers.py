@@ -4,11 +4,13 @@ All image files are read here, so bright is high also where a TIFF stores white 
 """
 
 import contextlib
+import functools
 import logging
 import math
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import imagecodecs
@@ -219,7 +221,7 @@ def open_tiff(path: Path) -> Iterator[tifffile.TiffFile]:
 
 
 def _tiff_pages(tiff: tifffile.TiffFile, max_pixels: int, channel: int | None) -> list[tuple]:
-    """Returns of each slice of a TIFF its page or series, its number in that, and its tags."""
+    """Returns of each slice of a TIFF what reads it as it is stored, and its tags."""
     path = Path(tiff.filehandle.path)
     found = [one for one in tiff.series if not one.keyframe.subfiletype & NOT_A_SLICE]
     if len({(_plane(series), series.dtype) for series in found}) > 1:
@@ -236,11 +238,19 @@ def _tiff_pages(tiff: tifffile.TiffFile, max_pixels: int, channel: int | None) -
         inner = len(_plane(series))
         wanted = _choose_channel(path, series.axes[:-inner], series.shape[:-inner], channel)
         if len(series.pages) == series.size // math.prod(_plane(series)):
-            pages = [(page, None) for page in series.pages]
+            pages = [series.pages[number] for number in wanted.tolist()]
+            kinds = [getattr(page, "subfiletype", 0) & NOT_A_SLICE for page in pages]
+            slices += [(p.asarray, tags) for p, kind in zip(pages, kinds, strict=True) if not kind]
         else:  # ImageJ and others can store many slices under one page
-            pages = [(series, number) for number in range(wanted.max() + 1)]
-        slices += [(*pages[number], tags) for number in wanted.tolist()]
-    return [one for one in slices if not getattr(one[0], "subfiletype", 0) & NOT_A_SLICE]
+            stack = functools.cache(partial(_read_stack, series))
+            slices += [(lambda n=n, stack=stack: stack()[n], tags) for n in wanted.tolist()]
+    return slices
+
+
+def _read_stack(series: tifffile.TiffPageSeries) -> np.ndarray:
+    """Returns all slices of a series; mapped from the disk if they are not compressed."""
+    mapped = "memmap" if series.dataoffset is not None else None
+    return series.asarray(out=mapped).reshape(-1, *_plane(series))
 
 
 def _choose_channel(path: Path, axes: str, shape: Sequence[int], channel: int | None) -> np.ndarray:
@@ -268,16 +278,10 @@ def _plane(series: tifffile.TiffPageSeries) -> tuple[int, ...]:
     return tuple(length for length, axis in named if axis in "YXS")
 
 
-def _as_shown(source, number: int | None, tags: tifffile.TiffPage) -> np.ndarray:
-    """Returns (height, width[, 3]), bright = high, of a slice of a TIFF as it is stored."""
-    if number is None:
-        page = source.asarray()
-    else:
-        mapped = "memmap" if source.dataoffset is not None else None
-        page = source.asarray(out=mapped).reshape(-1, *_plane(source))[number]
-    bits = (
-        page.dtype == np.bool_ and tags.parent.is_shaped
-    )  # tifffile's, True = 1, whatever it says
+def _as_shown(read: Callable[[], np.ndarray], tags: tifffile.TiffPage) -> np.ndarray:
+    """Returns (height, width[, 3]), bright = high, of a slice of a TIFF."""
+    page = read()
+    bits = page.dtype == np.bool_ and tags.parent.is_shaped  # tifffile's: True = 1, not 0
     if tags.photometric == tifffile.PHOTOMETRIC.MINISWHITE and not bits:
         page = ~page if page.dtype.kind in "bui" else page.max() - page
     if tags.photometric == tifffile.PHOTOMETRIC.PALETTE:
