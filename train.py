@@ -109,9 +109,8 @@ def train(args: argparse.Namespace) -> int:
         tf.config.experimental.enable_op_determinism()  # on a GPU it would cost speed
     keras.utils.set_random_seed(args.seed)
 
-    near = Path(args.output).parent if args.output else runs.OUTPUTS
-    drawn = Path(record["data_root"]) if record else near / runs.SYNTHETIC_SLICES
-    data_set = data.find_data_set(args.data, drawn)
+    drawn = (Path(args.output).parent if args.output else runs.OUTPUTS) / runs.SYNTHETIC_SLICES
+    data_set = data.find_data_set(args.data, Path((record or {}).get("data_root", drawn)))
     pairs = data.load_pairs(data_set, args.ignore)
     training, held_out = data.hold_out(pairs, args.val_slices)
     initial, origin = None, {}

@@ -8,7 +8,9 @@ import tifffile
 
 from membrane.errors import UserError
 from membrane.io.containers import is_container, open_container
-from membrane.io.readers import TIFF_SUFFIXES, open_tiff, reading
+from membrane.io.decoding import reading
+from membrane.io.readers import TIFF_SUFFIXES
+from membrane.io.tiff import open_tiff
 from membrane.io.units import to_nanometres
 
 RESOLUTION_UNITS = {2: "inch", 3: "cm"}  # by the number in TIFF's tag ResolutionUnit
