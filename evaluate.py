@@ -12,8 +12,6 @@ from pathlib import Path
 
 from membrane import cli
 
-MAX_PIXELS = 2**30  # of a slice
-
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Returns the flags."""
@@ -40,62 +38,60 @@ def evaluate(args: argparse.Namespace) -> int:
 
     from membrane import metrics
     from membrane.errors import UserError
-    from membrane.io.labels import (
-        check_polarity,
-        pair_names,
-        read_label,
-        to_interior,
-        to_probability,
-    )
+    from membrane.io import labels
     from membrane.io.readers import is_zarr, natural_key
     from membrane.io.writers import write_json
 
     if args.json and args.json.exists():
         raise UserError(f"{args.json}: exists, and nothing is overwritten; name another file")
     predictions, truth = _read(args.predictions), _read(args.labels)
+    unscored = len(truth) - len(predictions)
     stacks = not (args.predictions.is_dir() or args.labels.is_dir())
-    if (stacks or is_zarr(args.predictions)) and len(predictions) == len(truth):
+    if (stacks or is_zarr(args.predictions)) and not unscored:
         truth = dict(zip(predictions, truth.values(), strict=True))  # page by page
-    found = pair_names(predictions, truth)
+    found = labels.pair_names(predictions, truth)
     missing = sorted((name for name in predictions if found[name] is None), key=natural_key)
     if missing:
         raise UserError(
             f"{args.predictions}: {missing[0]} has no label of that name in {args.labels}; "
             "predictions and labels are paired by name"
         )
+    truth = {name: truth[found[name]] for name in predictions}
     for name, image in predictions.items():
-        if image.shape[:2] != truth[found[name]].shape[:2]:
+        if image.shape[:2] != truth[name].shape[:2]:
             raise UserError(
-                f"{name}: prediction {image.shape[:2]}, label {truth[found[name]].shape[:2]} "
-                "(height, width); both must have the same size"
+                f"{name}: prediction {image.shape[:2]}, label {truth[name].shape[:2]} (height, "
+                "width); both must have the same size"
             )
-    labels, known = zip(
-        *(read_label(truth[found[name]], f"label {name}", args.ignore) for name in predictions),
-        strict=True,
-    )
-    check_polarity(labels, args.labels)
+    read = [labels.read_label(image, f"label {name}", args.ignore) for name, image in truth.items()]
+    interiors, known = zip(*read, strict=True)
+    labels.check_polarity(interiors, args.labels)
 
-    masks = None if args.threshold else _as_masks(predictions)
-    is_map = masks is None and any(len(np.unique(image)) > 2 for image in predictions.values())
-    if is_map and args.threshold is None:
-        raise UserError(f"{args.predictions}: probability maps; give --threshold T")
-    if not is_map and args.threshold is not None:
-        raise UserError(f"{args.predictions}: masks already; leave out --threshold")
+    several = [image for image in predictions.values() if np.unique(image).size > 2]
     summary = {"threshold": args.threshold}
     if args.threshold is None:
+        no_masks = UserError(f"{args.predictions}: probability maps; give --threshold T")
+        # what has 8 bits and more than two values is a map of P(interior), never numbers of cells
+        if any(image.dtype.itemsize == 1 for image in several):
+            raise no_masks
         named = predictions.items()
-        masks = masks or [to_interior(image, f"mask {name}") for name, image in named]
-        check_polarity(masks, args.predictions)
+        try:
+            masks = [labels.to_interior(image, f"mask {name}") for name, image in named]
+        except UserError as error:
+            raise (no_masks if several else error) from None
+        labels.check_polarity(masks, args.predictions)
     else:
-        maps = [to_probability(image, name) for name, image in predictions.items()]
+        if not several:
+            raise UserError(f"{args.predictions}: masks already; leave out --threshold")
+        maps = [labels.to_probability(image, name) for name, image in predictions.items()]
         masks = [probability > args.threshold for probability in maps]
         candidates = sorted({*metrics.THRESHOLDS, args.threshold})
         segmentations = [one.__gt__ for one in maps]
-        oracle = metrics.calibrate(labels, segmentations, candidates, known)["oracle"]
+        oracle = metrics.calibrate(interiors, segmentations, candidates, known)["oracle"]
         summary["v_rand_oracle"] = oracle["v_rand"]
         summary["threshold_oracle"] = oracle["v_rand_threshold"]
         summary["v_info_oracle"] = oracle["v_info"]
-    scores = list(map(metrics.score_slice, labels, masks, known))
+    scores = list(map(metrics.score_slice, interiors, masks, known))
     summary = metrics.mean_scores(scores) | summary
 
     page = args.predictions / "index.html"
@@ -106,7 +102,7 @@ def evaluate(args: argparse.Namespace) -> int:
         add_scores(page, dict(zip(predictions, shown, strict=True)))
 
     _print_table([*predictions, "mean"], [*scores, summary])
-    if unscored := len(truth) - len(predictions):
+    if unscored:
         print(f"\nNote: {unscored} labels have no prediction and are not scored")
     print()
     for key, value in summary.items():
@@ -119,7 +115,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def _read(path: Path) -> dict:
     """Returns the slices of a folder, stack or Zarr by name."""
-    from membrane.io.readers import is_zarr, read_named
+    from membrane.io.readers import MAX_PIXELS, is_zarr, read_named
 
     if not is_zarr(path):
         return dict(read_named(path))
@@ -128,28 +124,8 @@ def _read(path: Path) -> dict:
     from membrane.volumes.store import open_volume
 
     volume = open_volume(path, MAX_PIXELS)
-    depth, region = volume.shape[0], full_region(volume.shape[1:])
-    return {f"z {z}": volume.read(slice(z, z + 1), region)[0] for z in range(depth)}
-
-
-def _as_masks(predictions: dict) -> list | None:
-    """Returns the interior of masks, or of numbered cells; None where they are neither.
-
-    What has 8 bits and more than two values is a map of P(interior), never numbers of cells.
-    """
-    import numpy as np
-
-    from membrane.errors import UserError
-    from membrane.io.labels import to_interior
-
-    if any(
-        image.dtype.itemsize == 1 and np.unique(image).size > 2 for image in predictions.values()
-    ):
-        return None
-    try:
-        return [to_interior(image, name) for name, image in predictions.items()]
-    except UserError:
-        return None
+    slices = volume.read(slice(0, volume.shape[0]), full_region(volume.shape[1:]))
+    return {f"z {z}": image for z, image in enumerate(slices)}
 
 
 def _print_table(names: list[str], rows: list[dict[str, float]]) -> None:

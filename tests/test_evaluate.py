@@ -4,7 +4,9 @@ import shutil
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from conftest import check_refusal, run
+from ome_zarr.writer import write_image
 from PIL import Image
 from skimage.measure import label as connected_components
 
@@ -156,3 +158,15 @@ def test_numbered_cells_zarr_suffixes_and_pixels_without_a_label_are_understood(
     assert run(evaluate, tmp_path / "wrong", tmp_path / "partly", "--json", tmp_path / "a") == 0
     scores = json.loads((tmp_path / "a").read_text())
     assert scores["v_rand"] > 0.97 and scores["membrane_f1"] > 0.97
+
+
+def test_masks_as_zarr_are_scored_slice_by_slice(tmp_path, capsys):
+    masks = np.stack([mask * np.uint8(255) for mask in LARGE.values()])
+    group = zarr.open_group(str(tmp_path / "m.zarr"), mode="w")
+    write_image(masks, group, scale_factors=(), axes="zyx")
+    tifffile.imwrite(tmp_path / "labels.tif", masks[:, ::-1], photometric="minisblack")
+    write(tmp_path / "folder", {name: mask * np.uint8(255) for name, mask in LARGE.items()})
+    assert run(evaluate, tmp_path / "m.zarr", tmp_path / "folder") == 0
+    assert summary(capsys.readouterr().out)["v_rand"] == "1"
+    assert run(evaluate, tmp_path / "m.zarr", tmp_path / "labels.tif") == 0
+    assert float(summary(capsys.readouterr().out)["v_rand"]) < 0.9

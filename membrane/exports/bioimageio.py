@@ -41,14 +41,9 @@ def write_package(
 ) -> None:
     """Writes a network as a package that bioimageio.core has run from both weight formats.
 
-    Args:
-        path: the .zip to write.
-        model: the network's .keras file; MODEL_CARD.md beside it comes along, if there is one.
-        network: the same as a Keras model, float32.
-        record: its run's run.json, which comes along; may be empty.
-        name: of the run.
-        author: of the network.
-        licence: of its weights, as SPDX names it.
+    The model is a .keras file, and the network is what it holds, in float32. The record, a run.json
+    or empty, comes along, and so does MODEL_CARD.md if it lies beside the model. The name is that
+    of the run; the licence is that of the weights, as SPDX names it.
 
     Raises:
         UserError: the package would not be valid, or would not give what the network gives.
@@ -81,10 +76,16 @@ def write_package(
             np.save(folder / f"test_{end}.npy", tensor)
             Image.fromarray(picture).save(folder / f"sample_{end}.png")
         Image.fromarray(np.hstack([drawn, shown])).save(folder / "cover.png")
-        text = _document(card, record, stride, halo)
-        (folder / "README.md").write_text(text, encoding="utf-8")
+        readme = _document(card, record, stride, halo)
+        (folder / "README.md").write_text(readme, encoding="utf-8")
         write_json(folder / "run.json", record | {"flags": named, "data_root": None})
-        weights = _describe_weights(folder / "model.onnx")
+        opsets = onnx.load(folder / "model.onnx").opset_import
+        versions = {"keras_version": keras.__version__, "backend": ["tensorflow", tf.__version__]}
+        opset = next(one.version for one in opsets if not one.domain)
+        weights = {
+            "keras_v3": {"source": "model.keras", **versions},
+            "onnx": {"source": "model.onnx", "opset_version": opset, "parent": "keras_v3"},
+        }
         description = {
             "type": "model",
             "format_version": ModelDescr.implemented_format_version,
@@ -115,23 +116,12 @@ def write_package(
         shutil.move(package, path)
 
 
-def _describe_weights(path: Path) -> dict:
-    """Returns both files of weights and the versions of their formats; the path is the ONNX one."""
-    opset = next(one.version for one in onnx.load(path).opset_import if not one.domain)
-    versions = {"keras_version": keras.__version__, "backend": ["tensorflow", tf.__version__]}
-    return {
-        "keras_v3": {"source": "model.keras", **versions},
-        "onnx": {"source": path.name, "opset_version": opset, "parent": "keras_v3"},
-    }
-
-
 def _describe_tensors(stride: int, halo: int, scaling: dict, pixel_size: float | None) -> dict:
     """Returns what goes into the network, how its grey values are scaled, and what comes out."""
     unit = {"unit": "nanometer", "scale": pixel_size} if pixel_size else {}
     size = {"min": 2 * halo + stride, "step": stride}
     sizes = [{"tensor_id": "image", "axis_id": axis} for axis in "yx"]
     linear = {"gain": scaling["deviation"], "offset": scaling["mean"]}
-    low, high = LIMITS
     image = {
         "id": "image",
         "description": "a grey slice with dark membranes, of any bit depth and exposure",
@@ -139,7 +129,7 @@ def _describe_tensors(stride: int, halo: int, scaling: dict, pixel_size: float |
         "preprocessing": [
             {"id": "zero_mean_unit_variance", "kwargs": {"axes": ["y", "x", "channel"]}},
             {"id": "scale_linear", "kwargs": linear},
-            {"id": "clip", "kwargs": {"min": low, "max": high}},
+            {"id": "clip", "kwargs": {"min": LIMITS[0], "max": LIMITS[1]}},
         ],
         **_describe_files("input", "grey", [size, size], unit),
     }

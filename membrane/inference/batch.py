@@ -24,6 +24,7 @@ from membrane.viewer.page import VIEW, make_views, thin
 from membrane.viewer.plots import make_thumbnail
 
 PIXELS_IN_FLIGHT = 2**26  # beyond these, one slice at a time
+FOLDERS = {"mask": "", "map": "probability", "labels": "labels"}  # in that of the masks
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,9 @@ class Source:
     first: int  # the number of its first page among all files' pages
 
     def output(self, folder: Path, kind: str) -> Path:
-        """Returns the file of its "mask", "probability" or "labels" in a folder of masks."""
-        if kind == "labels":
-            return (folder / kind / self.target).with_suffix(".tif")
-        return (folder if kind == "mask" else folder / kind) / self.target
+        """Returns the file of its "mask", "map" or "labels", as `Page` names them."""
+        path = folder / FOLDERS[kind] / self.target
+        return path.with_suffix(".tif") if kind == "labels" else path
 
 
 @dataclass
@@ -130,8 +130,7 @@ def list_files(paths: Sequence[Path]) -> list[Path]:
 def output_stem(file: Path) -> str:
     """Returns the name for what is made of a file, without a suffix."""
     file, inner = split_inner_path(file)
-    stem = file.stem
-    stem = stem[: -len(".ome")] if stem.lower().endswith(".ome") else stem
+    stem = re.sub(r"\.ome$", "", file.stem, flags=re.IGNORECASE)
     return "-".join([stem, *(part for part in inner.split("/") if part)])
 
 
@@ -151,15 +150,8 @@ def read_slices(
             left = _read_left(source, folder, config)
             for number, (image, found) in enumerate(zip(images, left, strict=False)):
                 check_scaled(source.file, image.shape[:2], scale, config.max_pixels)
-                yield Page(
-                    source,
-                    number,
-                    image,
-                    scale=scale,
-                    pixel_size=size,
-                    in_colour=image.ndim == 3,
-                    **found,
-                )
+                seen = {"scale": scale, "pixel_size": size, "in_colour": image.ndim == 3}
+                yield Page(source, number, image, **seen, **found)
         except UnreadableError as error:
             yield Page(source, number, error=str(error))
 
@@ -180,11 +172,8 @@ def in_flight(
 ) -> Iterator[Page]:
     """Yields `predict(page)` of all pages in order, while later ones are computed.
 
-    Args:
-        predict: what to do with a page, on a thread of its own.
-        pages: of `read_slices`; those with an error are handed on as they are.
-        predictor: that `predict` calls; stopped when anything goes wrong.
-        workers: how many pages are computed at once, while they are small.
+    Those with an error are handed on as they are. So many `workers` compute at once, while pages
+    are small. The predictor, which `predict` calls, is stopped when anything goes wrong.
     """
     waiting, pixels = deque(), 0
     with open_threads(workers, predictor) as pool:
@@ -247,10 +236,8 @@ def _read_left(source: Source, folder: Path, config: PredictionConfig) -> Iterat
     """Yields what the interrupted command that this continues has left of each page."""
     if not source.output(folder, "mask").exists():  # it comes last: without it, nothing counts
         yield from repeat({})
-    kinds = {"mask": "mask"}
-    kinds |= {"map": "probability"} if config.probability else {}
-    kinds |= {"labels": "labels"} if config.labels else {}
-    paths = (source.output(folder, kind) for kind in kinds.values())
-    pages = (read_pages(path, config.max_pixels) for path in paths)
+    wanted = {"mask": True, "map": config.probability, "labels": config.labels}
+    kinds = [kind for kind in wanted if wanted[kind]]
+    pages = (read_pages(source.output(folder, kind), config.max_pixels) for kind in kinds)
     for found in zip(*pages, strict=False):
         yield dict(zip(kinds, found, strict=True))

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from membrane import runs
 from membrane.errors import UnreadableError
-from membrane.inference.batch import Page, PredictionConfig
+from membrane.inference.batch import FOLDERS, Page, PredictionConfig
 from membrane.inference.masks import MIN_CELL_AREA
 from membrane.io.labels import INTERIOR
 from membrane.io.pixel_size import Size
@@ -32,17 +32,12 @@ def write_masks(
     folder: Path,
     config: PredictionConfig,
     failed: dict[str, str],
-    submit: Callable[[np.ndarray], object] = lambda probability: None,
+    submit: Callable[[np.ndarray], object],
 ) -> tuple[dict[str, float], list, list]:
-    """Writes the masks and what comes with them.
+    """Writes the masks of predicted pages, `total` in all, and what comes with them.
 
-    Args:
-        pages: of `predict_pages`.
-        total: how many pages there are.
-        folder: of the masks.
-        config: by which they were predicted.
-        failed: gets a line about each file that could not be used, by its name.
-        submit: is given P(interior), float32, of each page, if the config wants it.
+    `failed` gets a line about each file that could not be used, by its name; `submit` is given
+    P(interior), float32 (height, width), of each page, if the config wants it.
 
     Returns:
         Each page's membrane fraction, the contact sheet's thumbnails, and what the page shows.
@@ -92,20 +87,18 @@ def _open_outputs(opened: contextlib.ExitStack, folder: Path, page: Page) -> lis
 
     The masks come last to their place: where they are, all is.
     """
-    source, shape = page.source, (page.source.pages, *page.mask.shape)
-    mask = source.output(folder, "mask")
-    if mask.exists():  # by the interrupted command that this continues
+    paths = {kind: page.source.output(folder, kind) for kind in FOLDERS}
+    shape = (page.source.pages, *page.mask.shape)
+    if paths["mask"].exists():  # by the interrupted command that this continues
         return []
-    managers = {"mask": open_pages(mask, math.prod(shape), page.pixel_size)}
+    managers = {"mask": open_pages(paths["mask"], math.prod(shape), page.pixel_size)}
     if page.map is not None:
-        target = source.output(folder, "probability")
-        managers["map"] = open_pages(target, math.prod(shape), page.pixel_size)
+        managers["map"] = open_pages(paths["map"], math.prod(shape), page.pixel_size)
     if page.labels is not None:
-        target = source.output(folder, "labels")
         # of the pages to come it is only known that no cell is smaller than a speck
         most = page.labels.max() if shape[0] == 1 else math.prod(shape[1:]) // MIN_CELL_AREA
-        managers["labels"] = open_labels(target, shape, int(most), page.pixel_size)
-        managers["cells"] = open_table(target.with_suffix(".csv"))
+        managers["labels"] = open_labels(paths["labels"], shape, int(most), page.pixel_size)
+        managers["cells"] = open_table(paths["labels"].with_suffix(".csv"))
     return [(name, opened.enter_context(manager)) for name, manager in managers.items()]
 
 
@@ -130,8 +123,8 @@ def _notes(page: Page, config: PredictionConfig) -> dict[str, str]:
             "pixels without one): left out, no cell there"
         )
     if page.scale != (1.0, 1.0):
-        name = page.source.file.name
-        notes["scale"] = describe_scale(name, page.pixel_size, config.pixel_size)
+        file = page.source.file
+        notes["scale"] = describe_scale(file.name, page.pixel_size, config.pixel_size)
     return notes
 
 
@@ -207,7 +200,8 @@ def report(folder: Path, membrane: dict[str, float], failed: dict[str, str], sec
         )
         if (folder / PAGE).exists():
             print(f"Look at: {runs.display_path(folder / PAGE)}")
-    implausible = [name for name, part in membrane.items() if not _plausible(part)]
+    least, most = PLAUSIBLE_MEMBRANE
+    implausible = [name for name, part in membrane.items() if not least <= part <= most]
     if implausible:
         print(
             f"Note: hardly any or very much membrane in {summarise(implausible)}: is it EM with "
@@ -220,10 +214,6 @@ def report(folder: Path, membrane: dict[str, float], failed: dict[str, str], sec
     if membrane:
         print("Note: once that is mended, the same command does the rest")
     return 1 if membrane else 2
-
-
-def _plausible(fraction: float) -> bool:
-    return PLAUSIBLE_MEMBRANE[0] <= fraction <= PLAUSIBLE_MEMBRANE[1]
 
 
 def summarise(names: list[str]) -> str:

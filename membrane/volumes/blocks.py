@@ -33,16 +33,16 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
         computed_in: the precision of whoever predicted it.
     """
     shape = source.shape[1:]
-    seen = expand(block.region, 0 if job.plain else WINDOW_HALO, shape)
+    seen = expand(block.region, 0 if job.flags.plain else WINDOW_HALO, shape)
     tiled = job.scale == (1.0, 1.0)
     read = predictor.tiling.input_region(seen, shape) if tiled else full_region(shape)
     wide = expand(read, REACH, shape)  # for what is tissue, as the whole slice tells it
     stack, samples = _read(source, block.z, wide)
-    masks = np.empty([b - a for a, b in zip(block.start, block.stop, strict=True)], np.uint8)
+    masks = np.empty(np.subtract(block.stop, block.start), np.uint8)
     maps = np.empty_like(masks)
     wanted = relative_to(block.region, seen)
     for number, (image, sample) in enumerate(zip(stack, samples, strict=True)):
-        normalize = make_normalizer(sample, **dict(job.scaling), invert=job.invert)
+        normalize = make_normalizer(sample, **job.scaling, invert=job.flags.invert)
         blank = find_blank(image)
         image = fill_blank(image, blank, sample)
         if tiled:
@@ -52,9 +52,9 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
             probability = predictor(image, job.scale, normalize)[seen]
         if blank is not None:
             probability[blank[relative_to(seen, wide)]] = 0.0
-        mask = job.make_mask(probability, job.threshold, job.plain, wanted)
+        mask = job.make_mask(probability, job.flags.threshold, job.flags.plain, wanted)
         masks[number] = to_mask_bytes(mask)
-        if job.probability:
+        if job.flags.probability:
             maps[number] = normalization.to_bytes(probability[wanted])
     for path, part in zip(job.outputs, (masks, maps), strict=False):
         store.write_part(path, 0, block.start, part)
@@ -65,14 +65,13 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
 def shrink_block(job: Job, block: Block) -> dict:
     """Writes a block of a higher level of the pyramids: means of the voxels of the level below."""
     (_, below), (_, spans) = job.levels[block.level - 1 : block.level + 1]
-    factors = tuple(a // b for a, b in zip(spans, below, strict=True))
-    starts = [a * factor for a, factor in zip(block.start, factors, strict=True)]
-    stops = [b * factor for b, factor in zip(block.stop, factors, strict=True)]
-    place = tuple(slice(*ends) for ends in zip(starts, stops, strict=True))
+    factors = np.floor_divide(spans, below)
+    corners = zip((block.start * factors).tolist(), (block.stop * factors).tolist(), strict=True)
+    place = tuple(slice(*ends) for ends in corners)
     for path in job.outputs:
         part = store.read_part(path, block.level - 1, place)
-        padding = [(0, -side % factor) for side, factor in zip(part.shape, factors, strict=True)]
-        part = downscale_local_mean(np.pad(part, padding, mode="edge"), factors)
+        padding = [(0, lacking) for lacking in -np.array(part.shape) % factors]
+        part = downscale_local_mean(np.pad(part, padding, mode="edge"), tuple(factors))
         store.write_part(path, block.level, block.start, np.round(part).astype(np.uint8))
     return mark(job, block, {})
 
@@ -93,21 +92,18 @@ def show(job: Job, source: store.Volume, z: int) -> tuple[np.ndarray, np.ndarray
 
 def describe(job: Job, source: store.Volume, predictor: Predictor, workers: int) -> list[str]:
     """Returns lines on what predicting a volume will take, by a trial on a part of it."""
-    voxels, shape, tiling = math.prod(source.shape), source.shape[1:], predictor.tiling
-    halo = 0 if job.plain else WINDOW_HALO
+    flags, tiling = job.flags, predictor.tiling
+    voxels, shape = math.prod(source.shape), source.shape[1:]
+    halo = 0 if flags.plain else WINDOW_HALO
     regions = [expand(one.region, halo, shape) for one in job.cut(0) if one.start[0] == 0]
     work = sum(math.prod(shape_of(tiling.input_region(one, shape))) for one in regions)
     more = work / math.prod(shape) if job.scale == (1.0, 1.0) else math.prod(job.scale)
-    z = source.shape[0] // 2
-    image = source.read(slice(z, z + 1), middle_region(shape))[0]
-    sample = normalization.sample_pixels(image)
-    image = fill_blank(image, find_blank(image), sample)
-    normalize = make_normalizer(sample, **dict(job.scaling), invert=job.invert)
+    image = _see_middle(job, source, source.shape[0] // 2)
     with ThreadPoolExecutor(workers) as pool:
         for _ in range(2):  # the first one builds the network's graph
             began = time.perf_counter()
-            maps = pool.map(lambda _: predictor(image, normalize=normalize), range(workers))
-            list(pool.map(lambda one: job.make_mask(one, job.threshold, job.plain), maps))
+            maps = pool.map(predictor, [image] * workers)
+            list(pool.map(lambda one: job.make_mask(one, flags.threshold, flags.plain), maps))
             rate = workers * image.size / (time.perf_counter() - began) / more
     counts = [sum(1 for _ in job.cut(level)) for level in range(len(job.levels))]
     outputs = len(job.outputs)
@@ -128,10 +124,9 @@ def describe(job: Job, source: store.Volume, predictor: Predictor, workers: int)
 
 def _see_middle(job: Job, source: store.Volume, z: int) -> np.ndarray:
     """Returns the middle of a slice as the network sees it."""
-    middle = middle_region(source.shape[1:])
-    (image,), (sample,) = _read(source, slice(z, z + 1), middle)
+    (image,), (sample,) = _read(source, slice(z, z + 1), middle_region(source.shape[1:]))
     image = fill_blank(image, find_blank(image), sample)
-    return make_normalizer(sample, **dict(job.scaling), invert=job.invert)(image)
+    return make_normalizer(sample, **job.scaling, invert=job.flags.invert)(image)
 
 
 def _read(

@@ -47,13 +47,20 @@ def open_cluster(job: Job, address: str) -> Iterator[Pool]:
         ) from None
     # Of the functions of a script, such as make_mask, the workers get the code.
     cloudpickle.register_pickle_by_value(sys.modules[job.make_mask.__module__])
+
+    def count_tasks() -> int:
+        """Returns how many tasks keep the workers busy."""
+        if client.status == "closed":  # what was in flight is not always told so
+            raise CommClosedError
+        return max(1, 2 * sum(client.nthreads().values()))
+
     with client:
         if not client.nthreads():
             print(f"Note: no worker there yet; start some by: dask worker {address}", flush=True)
         yield Pool(
             predict=partial(predict_on_worker, job),
             submit=partial(_submit, client.get_executor(pure=False)),
-            max_in_flight=partial(_count_tasks, client),
+            max_in_flight=count_tasks,
             killed=(KilledWorker,),
             lost=(CancelledError, CommClosedError),
         )
@@ -66,13 +73,6 @@ def predict_on_worker(job: Job, block: Block) -> dict:
         state, threads = job.model.stat().st_mtime_ns, get_worker().state.nthreads
         predictor = _open_model(state, job.model, job.flags.tta, threads)
     return predict_block(job, source, predictor, block)
-
-
-def _count_tasks(client: Client) -> int:
-    """Returns how many tasks keep the cluster's workers busy."""
-    if client.status == "closed":  # what was in flight is not always told so
-        raise CommClosedError
-    return max(1, 2 * sum(client.nthreads().values()))
 
 
 def _submit(executor: Executor, function: Callable, block: Block) -> Future:

@@ -55,8 +55,7 @@ class Job:
     source: Path  # of the volume
     state: str  # that changes when the volume does
     model: Path  # of the network
-    folder: Path  # of the masks
-    name: str  # what they are called
+    masks: Path  # the OME-Zarr that is written
     make_mask: Callable  # `predict.make_mask`
     scaling: dict[str, float]  # `make_normalizer`'s mean and deviation
     scale: tuple[float, float]  # of height and width, to the pixels the network is trained at
@@ -64,20 +63,15 @@ class Job:
     levels: Sequence[tuple]  # of the pyramid, of `store.plan_levels`
 
     @property
-    def masks(self) -> Path:
-        """The OME-Zarr of the masks."""
-        return self.folder / f"{self.name}.zarr"
-
-    @property
     def outputs(self) -> list[Path]:
-        """It, and that of P(interior) if wanted."""
-        probability = self.folder / "probability" / self.masks.name
+        """The OME-Zarr of the masks, and that of P(interior) if wanted."""
+        probability = self.masks.parent / "probability" / self.masks.name
         return [self.masks, probability] if self.flags.probability else [self.masks]
 
     @property
     def markers(self) -> Path:
         """The folder of the finished blocks' markers."""
-        return self.folder / METADATA_DIR / "blocks"
+        return self.masks.parent / METADATA_DIR / "blocks"
 
     def cut(self, level: int) -> Iterator[Block]:
         """Yields the blocks of a level, slice by slice."""

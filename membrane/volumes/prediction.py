@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 import math
 import shutil
 import time
@@ -35,15 +34,9 @@ def predict_volume(
 ) -> int:
     """Predicts a volume block by block, writes OME-Zarr, record and contact sheet.
 
-    Args:
-        args: the flags of predict.py.
-        predictor: the network, for this process.
-        workers: how many blocks are predicted at once here, while they are small.
-        model: path of the network, for the workers of a cluster.
-        record: of the run.
-        metadata: what is known of this prediction.
-        device: what computes here.
-        make_mask: from P(interior) to a mask, as `Job` has it.
+    `workers` blocks are predicted at once here, while they are small. The workers of a cluster load
+    the network from the path `model`. `metadata` is what is known of this prediction, `device` what
+    computes here, and `make_mask` as `Job` has it.
 
     Returns:
         The exit status.
@@ -55,21 +48,14 @@ def predict_volume(
     check_scaled(path, source.shape[1:], scale, args.max_pixels)
     source = dataclasses.replace(source, voxel=(source.voxel[0], *(size or (None, None))))
     job = Job(
+        flags=args,
         source=path.resolve(),
         state=runs.fingerprint(source.files),
         model=model.resolve(),
-        folder=Path(),
-        name=runs.output_name(args.input),
-        max_pixels=args.max_pixels,
-        channel=args.channel,
+        masks=Path(f"{runs.output_name(args.input)}.zarr"),
         make_mask=make_mask,
-        threshold=args.threshold,
-        plain=args.plain,
-        tta=args.tta,
-        scaling=tuple(record.get("scaling", {}).items()),
+        scaling=record.get("scaling", {}),
         scale=scale,
-        invert=args.invert,
-        probability=args.probability,
         block=choose_block(source.shape, scale, source.chunk_depth),
         levels=store.plan_levels(source.shape, source.voxel),
     )
@@ -78,14 +64,12 @@ def predict_volume(
     if args.dry_run:
         print("\n".join(blocks.describe(job, source, predictor, workers)))
         return 0
-    metadata |= {"shape": source.shape, "block": job.block}
-    metadata = json.loads(json.dumps(metadata))  # as it will be read again: lists for tuples
+    metadata |= {"shape": list(source.shape), "block": list(job.block)}
     folder = runs.claim_output(args.output, args.input, metadata, source.files)
     print(f"Device: {args.scheduler or device}\nMasks: {runs.display_path(folder)}", flush=True)
     if scale != (1.0, 1.0):
-        note = outputs.describe_scale(path.name, size, record["pixel_size"])
-        print(f"Note: {note}")
-    job = dataclasses.replace(job, folder=folder.resolve())
+        print(f"Note: {outputs.describe_scale(path.name, size, record['pixel_size'])}")
+    job = dataclasses.replace(job, masks=folder.resolve() / job.masks)
     sample = outputs.choose_evenly(source.shape[0], POLARITY_SAMPLE)
     inverted = [f"z {z}" for z in sample if blocks.looks_inverted(job, source, z)]
     outputs.note_inverted(inverted, sample, args.invert)
@@ -113,14 +97,12 @@ def predict_volume(
 
 def _draw(job: Job, source: store.Volume, membrane: dict[str, float], metadata: dict) -> None:
     """Draws the contact sheet and the page of some slices."""
-    chosen = outputs.choose_evenly(source.shape[0], SHEET_SLICES)
-    captions = [f"z {z}" for z in chosen]
-    images, masks = zip(*(blocks.show(job, source, z) for z in chosen), strict=True)
-    small = [[make_thumbnail(one) for one in parts] for parts in (images, masks)]
-    sheet = job.folder / runs.METADATA_DIR / "contact_sheet.png"
-    draw_contact_sheet(sheet, captions, *small)
-    shown = [
-        outputs.write_views(job.folder, make_views(image, mask), z, name, membrane[name])
-        for z, name, image, mask in zip(chosen, captions, images, masks, strict=True)
-    ]
-    outputs.show_page(job.folder, shown, len(membrane), metadata)
+    folder, sheet, shown = job.masks.parent, [], []
+    for z in outputs.choose_evenly(source.shape[0], SHEET_SLICES):
+        image, mask = blocks.show(job, source, z)
+        name, views = f"z {z}", make_views(image, mask)
+        sheet.append((name, make_thumbnail(image), make_thumbnail(mask)))
+        shown.append(outputs.write_views(folder, views, z, name, membrane[name]))
+    contact_sheet = folder / runs.METADATA_DIR / "contact_sheet.png"
+    draw_contact_sheet(contact_sheet, *zip(*sheet, strict=True))
+    outputs.show_page(folder, shown, len(membrane), metadata)

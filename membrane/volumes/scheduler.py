@@ -55,11 +55,8 @@ def run_job(
 ) -> tuple[dict[str, float], dict[str, str], set[str]]:
     """Predicts those blocks of a volume that are not done yet, then draws the pyramid.
 
-    Args:
-        job: what to do.
-        source: the volume.
-        open_pool: of `open_local` or `dask_cluster.open_cluster`.
-        progress: is told how many megapixels more are done.
+    The pool is that of `open_local` or `dask_cluster.open_cluster`; `progress` is told how many
+    megapixels more are done.
 
     Returns:
         The membrane fraction of each slice; what could not be done, by block; and the precisions

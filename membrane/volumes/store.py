@@ -6,6 +6,8 @@ Needs requirements/cluster.txt. Nothing here holds more than the part that is as
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby, product
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -72,29 +74,23 @@ def open_volume(path: Path, max_pixels: int, channel: int | None = None) -> Volu
 def plan_levels(
     shape: Sequence[int], voxel: Sequence[float | None]
 ) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Plans a pyramid.
+    """Plans a pyramid of a volume (z, y, x), given the sides of its voxels in nm.
 
     Rows and columns are halved at each level, and z where a voxel is by then not longer in z.
-
-    Args:
-        shape: (z, y, x) of the volume.
-        voxel: its sides in nm.
 
     Returns:
         Of each level its shape and how many voxels of the volume one of its own spans, (z, y, x).
     """
-    levels = [(tuple(shape), (1, 1, 1))]
-    while max(levels[-1][0][1:]) > SMALLEST:
-        (last, spans) = levels[-1]
-        z, _, x = (side * span if side else None for side, span in zip(voxel, spans, strict=True))
-        factors = (2 if z and x and z < 1.5 * x else 1, 2, 2)
-        levels.append(
-            (
-                tuple(-(-side // factor) for side, factor in zip(last, factors, strict=True)),
-                tuple(span * factor for span, factor in zip(spans, factors, strict=True)),
-            )
-        )
-    return levels
+    levels, spans = [], [1, 1, 1]
+    while True:
+        level = tuple(-(-side // span) for side, span in zip(shape, spans, strict=True))
+        levels.append((level, tuple(spans)))
+        if max(level[1:]) <= SMALLEST:
+            return levels
+        if voxel[0] and voxel[2] and voxel[0] * spans[0] < 1.5 * voxel[2] * spans[2]:
+            spans[0] *= 2
+        spans[1] *= 2
+        spans[2] *= 2
 
 
 def chunk_of(block: Sequence[int]) -> tuple[int, int, int]:
@@ -103,47 +99,29 @@ def chunk_of(block: Sequence[int]) -> tuple[int, int, int]:
 
 
 def create_volume(
-    path: Path,
-    voxel: Sequence[float | None],
-    levels: Sequence[tuple],
-    block: tuple[int, int, int],
+    path: Path, voxel: Sequence[float | None], levels: Sequence[tuple], block: Sequence[int]
 ) -> None:
     """Creates an empty OME-Zarr 0.5 of 8-bit grey; one that is there stays as it is.
 
-    Args:
-        path: the folder.
-        voxel: sides of a voxel in nm, (z, y, x), where they are known.
-        levels: of `plan_levels`.
-        block: what will be written at once, (z, y, x): one shard.
+    The sides of a voxel, (z, y, x), are in nm where they are known; the levels are of
+    `plan_levels`; a block, (z, y, x), is what will be written at once: one shard.
     """
     group = zarr.open_group(path, mode="a", zarr_format=3)
-    for number, (shape, _) in enumerate(levels):
-        chunk = chunk_of([min(*pair) for pair in zip(block, shape, strict=True)])
-        shard = [
-            -(-min(side, whole) // part) * part
-            for side, whole, part in zip(block, shape, chunk, strict=True)
-        ]
-        group.require_array(
-            str(number),
-            shape=shape,
-            dtype="uint8",
-            chunks=chunk,
-            shards=tuple(shard),
-            fill_value=0,
-            dimension_names=AXES,
-        )
-    axes = [{"name": axis, "type": "space"} for axis in AXES]
-    for axis, side in zip(axes, voxel, strict=True):
-        axis |= {"unit": "nanometer"} if side else {}
-    sides = [side or 1.0 for side in voxel]
-    datasets = []
-    for number, (_, spans) in enumerate(levels):
-        scale = [side * span for side, span in zip(sides, spans, strict=True)]
+    sides, datasets = np.array([side or 1.0 for side in voxel]), []
+    kind = {"dtype": "uint8", "fill_value": 0, "dimension_names": AXES}
+    for number, (shape, spans) in enumerate(levels):
+        written = np.minimum(block, shape)
+        chunks = chunk_of(written)
+        shards = tuple(-(-written // chunks) * chunks)
+        group.require_array(str(number), shape=shape, chunks=chunks, shards=shards, **kind)
+        scale = (sides * spans).tolist()
         # the middle of a voxel that spans several lies between their middles
-        middle = [side * (span - 1) / 2 for side, span in zip(sides, spans, strict=True)]
+        middle = (sides * np.subtract(spans, 1) / 2).tolist()
         steps = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": middle}]
         datasets.append({"path": str(number), "coordinateTransformations": steps})
-    write_multiscales_metadata(group, datasets, axes=axes, name=path.stem)
+    units = {axis: "nanometer" for axis, side in zip(AXES, voxel, strict=True) if side}
+    named = {"axes": list(AXES), "axes_units": units, "name": path.stem}
+    write_multiscales_metadata(group, datasets, **named)
 
 
 def write_part(path: Path, level: int, corner: Sequence[int], part: np.ndarray) -> None:
@@ -171,35 +149,33 @@ def _open_zarr(path: Path, channel: int | None) -> Volume:
     except Exception as error:  # zarr raises anything, from JSON's to its own
         raise UserError(f"{path}: cannot be read as Zarr ({first_line(error)})") from None
     if len(images) > 1:
-        shapes = [
-            f"{path / group.path} {_shape_of(group, scales)}" for group, scales in images[:NAMED]
-        ]
-        more = ", …" if len(images) > NAMED else ""
-        raise UserError(
-            f"{path}: has {len(images)} series; name one of them: {', '.join(shapes)}{more}"
+        shapes = ", ".join(
+            f"{path / group.path} {group[scales['datasets'][0]['path']].shape}"
+            for group, scales in images[:NAMED]
         )
-    if isinstance(node, zarr.Array):
-        array, axes, voxel = node, None, {}
-    elif images:
-        try:
-            array, axes, voxel = _open_multiscale(*images[0])
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{path}: its OME metadata make no sense ({first_line(error)}); name an array in it"
-            ) from None
-    else:
+        more = ", …" if len(images) > NAMED else ""
+        raise UserError(f"{path}: has {len(images)} series; name one of them: {shapes}{more}")
+    if isinstance(node, zarr.Group) and not images:
         names = [name for name, _ in node.arrays()]
         if len(names) != 1:
             raise UserError(
                 f"{path}: no OME-Zarr image, and holds {len(names)} arrays; name one of them, such "
                 f"as {path / (names[0] if names else 'NAME')}"
             )
-        array, axes, voxel = node[names[0]], None, {}
+        node = node[names[0]]
+    array, axes, voxel = node, [], {}
+    if images:
+        try:
+            array, axes, voxel = _open_multiscale(*images[0])
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path}: its OME metadata make no sense ({first_line(error)}); name an array in it"
+            ) from None
     if array.ndim < 2 or array.dtype.kind not in "buif":
         raise UserError(
             f"{path}: of {array.dtype} and shape {array.shape}; expected grey (z, y, x)"
         )
-    axes = list(axes or AXES[-array.ndim :])
+    axes = axes or list(AXES[-array.ndim :])
     axes = [f"axis {n}" for n in range(array.ndim - len(axes))] + axes
     sides = dict(zip(axes, array.shape, strict=True))
     others = {axis: side for axis, side in sides.items() if axis not in AXES and side != 1}
@@ -233,18 +209,11 @@ def _open_zarr(path: Path, channel: int | None) -> Volume:
 
 def _find_images(group: zarr.Group) -> list[tuple[zarr.Group, dict]]:
     """Returns the OME-Zarr images of a group, or of its members: bioformats2raw's series."""
-    found = []
     members = [group]
     if not get_metadata(group).get("multiscales"):
         members = [one for _, one in sorted(group.groups(), key=lambda item: natural_key(item[0]))]
-    for one in members:
-        if scales := get_metadata(one).get("multiscales"):
-            found.append((one, scales[0]))
-    return found
-
-
-def _shape_of(group: zarr.Group, scales: dict) -> tuple[int, ...]:
-    return group[scales["datasets"][0]["path"]].shape
+    known = [(one, get_metadata(one).get("multiscales")) for one in members]
+    return [(one, scales[0]) for one, scales in known if scales]
 
 
 def _note_absent(path: Path, array: zarr.Array, axes: list[str]) -> tuple[str, ...]:
@@ -253,18 +222,18 @@ def _note_absent(path: Path, array: zarr.Array, axes: list[str]) -> tuple[str, .
     counts = [-(-side // part) for side, part in zip(array.shape, sides, strict=True)]
     folder = path / array.path if (path / array.path).is_dir() else path
     there = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
-    absent, z = 0, axes.index("z") if "z" in axes else None
-    slices = set()
-    for place in np.ndindex(*counts):
-        if array.metadata.encode_chunk_key(place) not in there:
-            absent += 1
-            slices.add(place[z] * sides[z] if z is not None else 0)
+    key = array.metadata.encode_chunk_key
+    absent = [place for place in np.ndindex(*counts) if key(place) not in there]
     if not absent:
         return ()
-    last = min(max(slices) + (sides[z] if z is not None else 1), array.shape[z or 0]) - 1
+    first = last = 0
+    if "z" in axes:
+        z = axes.index("z")
+        first = min(place[z] for place in absent) * sides[z]
+        last = min((max(place[z] for place in absent) + 1) * sides[z], array.shape[z]) - 1
     return (
-        f"{absent:,} of the {math.prod(counts):,} chunks of {path.name} are not there (in z "
-        f"{min(slices)} to {last}); they are read as {array.fill_value}: is it copied whole?",
+        f"{len(absent):,} of the {math.prod(counts):,} chunks of {path.name} are not there (in z "
+        f"{first} to {last}); they are read as {array.fill_value}: is it copied whole?",
     )
 
 
@@ -272,59 +241,50 @@ def _open_multiscale(group: zarr.Group, scales: dict) -> tuple[zarr.Array, list[
     """Returns the array of full resolution, its axes, and the sides of a voxel in nm."""
     first = scales["datasets"][0]
     array = group[first["path"]]
-    axes = [axis if isinstance(axis, str) else axis["name"] for axis in scales["axes"]]
-    units = [axis.get("unit", "") if isinstance(axis, dict) else "" for axis in scales["axes"]]
+    axes = [{"name": axis} if isinstance(axis, str) else axis for axis in scales["axes"]]
+    names = [axis["name"] for axis in axes]
+    units = [to_nanometres(axis.get("unit")) for axis in axes]
     sides = np.ones(len(axes))
-    for step in first.get("coordinateTransformations", []) + scales.get(
-        "coordinateTransformations", []
-    ):
-        if step["type"] == "scale":
-            sides = sides * step["scale"]
-    nanometres = map(to_nanometres, units)
-    known = zip(axes, sides.tolist(), nanometres, strict=True)
-    return array, axes, {axis: side * unit for axis, side, unit in known if side * unit}
+    for part in (first, scales):
+        for step in part.get("coordinateTransformations", []):
+            if step["type"] == "scale":
+                sides = sides * step["scale"]
+    known = zip(names, (sides * units).tolist(), strict=True)
+    return array, names, {name: side for name, side in known if side}
 
 
 def _name_fault(path: Path, array: zarr.Array, place: tuple[slice, ...], error: Exception) -> str:
     """Says which chunk of a part cannot be read."""
     sides = array.shards or array.chunks
-    corners = [
-        range(line.start // side * side, line.stop, side)
-        for line, side in zip(place, sides, strict=True)
-    ]
-    for corner in np.stack(np.meshgrid(*corners, indexing="ij"), -1).reshape(-1, array.ndim):
+    lines = zip(place, sides, strict=True)
+    numbers = [range(line.start // side, -(-line.stop // side)) for line, side in lines]
+    for chunk in product(*numbers):
         try:
-            array[tuple(slice(a, a + side) for a, side in zip(corner.tolist(), sides, strict=True))]
+            array.blocks[chunk]
         except Exception as fault:
-            key = array.metadata.encode_chunk_key(
-                tuple(a // side for a, side in zip(corner.tolist(), sides, strict=True))
-            )
-            where = "/".join(part for part in (array.path, key) if part)
+            where = (array.store_path / array.metadata.encode_chunk_key(chunk)).path
             return f"{path}: chunk {where} cannot be read ({first_line(fault)}); get it again"
     return f"{path}: cannot be read ({first_line(error)})"
 
 
 def _open_slices(path: Path, max_pixels: int, channel: int | None) -> Volume:
     files = list_images(path) if path.is_dir() else [path]
-    counts = [count_pages(file, max_pixels, channel) for file in files]
-    ends = np.cumsum(counts).tolist()
+    pages = [(file, n) for file in files for n in range(count_pages(file, max_pixels, channel))]
     page = to_grey(next(read_pages(files[0], max_pixels, channel=channel)))
     first = page.shape
 
     def read(z: slice, region: Region) -> np.ndarray:
-        pages = []
-        for file, end, count in zip(files, ends, counts, strict=True):
-            start, stop = max(z.start - end + count, 0), min(z.stop - end + count, count)
-            if start >= stop:
-                continue
-            for page in read_pages(file, max_pixels, start, stop, channel):
+        parts = []
+        for file, wanted in groupby(pages[z], key=itemgetter(0)):
+            numbers = [number for _, number in wanted]
+            for page in read_pages(file, max_pixels, numbers[0], numbers[-1] + 1, channel):
                 if page.shape[:2] != first:
                     raise UnreadableError(
                         f"{file}: {page.shape[0]}x{page.shape[1]} px, the first slice has "
                         f"{first[0]}x{first[1]}; the slices of a volume are of one size"
                     )
-                pages.append(to_grey(page)[region])
-        return np.stack(pages)
+                parts.append(to_grey(page)[region])
+        return np.stack(parts)
 
-    voxel, shape = read_pixel_size(files[0]) or (None, None), (ends[-1], *page.shape)
+    voxel, shape = read_pixel_size(files[0]) or (None, None), (len(pages), *first)
     return Volume(shape, (None, *voxel), page.itemsize, 1, True, tuple(files), read)

@@ -1,3 +1,4 @@
+import argparse
 import dataclasses
 import json
 import sys
@@ -34,24 +35,21 @@ def run(source, output, *flags):
     return run_predict(source, "--output", output, "--model", PRETRAINED, *flags)
 
 
-def make_job(source, folder, **others):
-    known = {
-        "state": "",
-        "model": PRETRAINED / "model.keras",
-        "max_pixels": 10**6,
-        "make_mask": predict.make_mask,
-        "threshold": 0.6,
-        "plain": False,
-        "tta": False,
-        "scaling": (),
-        "scale": (1.0, 1.0),
-        "channel": None,
-        "invert": False,
-        "probability": False,
-        "block": (2, 4, 4),
-        "levels": [((2, 4, 4), (1, 1, 1))],
-    }
-    return jobs.Job(source, folder=folder, name=source.stem, **known | others)
+def make_job(source, folder, block=(2, 4, 4), levels=(((2, 4, 4), (1, 1, 1)),), **flags):
+    known = {"max_pixels": 10**6, "threshold": 0.6, "plain": False, "tta": False}
+    known |= {"channel": None, "invert": False, "probability": False}
+    return jobs.Job(
+        flags=argparse.Namespace(**known | flags),
+        source=source,
+        state="",
+        model=PRETRAINED / "model.keras",
+        masks=folder / f"{source.stem}.zarr",
+        make_mask=predict.make_mask,
+        scaling={},
+        scale=(1.0, 1.0),
+        block=block,
+        levels=levels,
+    )
 
 
 def read(path):
