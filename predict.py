@@ -149,7 +149,7 @@ def predict(args: argparse.Namespace) -> int:
 
 def predict_slices(args, predictor, workers: int, record: dict, metadata: dict, device: str) -> int:
     """Reads, predicts and saves every slice of a folder or stack; returns the exit status."""
-    from membrane import runs
+    from membrane import folders, runs
     from membrane.errors import UserError
     from membrane.inference import batch, outputs
     from membrane.io.normalization import make_normalizer, sample_pixels, to_grey
@@ -160,10 +160,10 @@ def predict_slices(args, predictor, workers: int, record: dict, metadata: dict, 
     if args.submission and args.submission.exists():
         raise UserError(f"{args.submission}: exists, and nothing is overwritten")
     if args.submission:
-        runs.check_not_in(args.submission, args.input, "--submission")
+        folders.check_not_in(args.submission, args.input, "--submission")
     sources, failed = batch.find_sources(args.input, args.max_pixels, args.channel)
     files = batch.list_files(args.input)
-    folder = runs.claim_output(args.output, args.input, metadata, files)
+    folder = folders.claim_output(args.output, args.input, metadata, files)
     print(f"Device: {device}\nMasks: {runs.display_path(folder)}", flush=True)
     outputs.note_skipped(args.input)
     total, began = sum(source.pages for source in sources), time.monotonic()
@@ -196,7 +196,7 @@ def predict_slices(args, predictor, workers: int, record: dict, metadata: dict, 
 
     pages = batch.read_slices(sources, folder, config)
     pages = batch.in_flight(predict_slice, pages, predictor, workers)
-    with runs.removed_if_nothing_is_done(folder), open_maps(args.submission, total) as submit:
+    with folders.removed_if_nothing_is_done(folder), open_maps(args.submission, total) as submit:
         membrane, sheet, shown = outputs.write_masks(pages, total, folder, config, failed, submit)
         if args.submission and failed:
             fault = next(iter(failed.values()))
@@ -209,7 +209,7 @@ def predict_slices(args, predictor, workers: int, record: dict, metadata: dict, 
     if membrane:
         # what failed may be mended: the same command then goes on
         done = [file for file in files if file.name not in failed]
-        metadata["input_state"] = runs.fingerprint(done)
+        metadata["input_state"] = folders.fingerprint(done)
         outputs.finish_metadata(folder, metadata, device, membrane, failed)
     return outputs.report(folder, membrane, failed, seconds)
 

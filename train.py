@@ -87,7 +87,7 @@ def train(args: argparse.Namespace) -> int:
     import tensorflow as tf
 
     import data
-    from membrane import runs
+    from membrane import folders, runs
     from membrane.errors import UserError
     from membrane.inference.fused_unet import fused_unet
     from membrane.inference.loading import load_network
@@ -145,7 +145,8 @@ def train(args: argparse.Namespace) -> int:
         if not held_out.names:
             args.threshold = args.threshold or origin.get("threshold")
         args.pixel_size = args.pixel_size or data_set.pixel_size
-        folder = runs.make_folder(args.output, runs.OUTPUTS / f"{datetime.now():%Y%m%d-%H%M%S}")
+        new = runs.OUTPUTS / f"{datetime.now():%Y%m%d-%H%M%S}"
+        folder = folders.make_folder(args.output, new)
         record = {
             "format": runs.FORMAT,
             "finished": False,

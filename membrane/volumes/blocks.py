@@ -18,7 +18,7 @@ from membrane.io import normalization
 from membrane.io.labels import to_mask_bytes
 from membrane.io.normalization import make_normalizer, middle_region
 from membrane.io.tissue import REACH, fill_blank, find_blank
-from membrane.volumes import store
+from membrane.volumes import pyramid, store
 from membrane.volumes.jobs import Block, Job, mark
 
 
@@ -57,7 +57,7 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
         if job.flags.probability:
             maps[number] = normalization.to_bytes(probability[wanted])
     for path, part in zip(job.outputs, (masks, maps), strict=False):
-        store.write_part(path, 0, block.start, part)
+        pyramid.write_part(path, 0, block.start, part)
     membrane = (masks == 0).sum((1, 2)).tolist()
     return mark(job, block, {"membrane": membrane, "computed_in": choose_precision()[0]})
 
@@ -69,10 +69,10 @@ def shrink_block(job: Job, block: Block) -> dict:
     corners = zip((block.start * factors).tolist(), (block.stop * factors).tolist(), strict=True)
     place = tuple(slice(*ends) for ends in corners)
     for path in job.outputs:
-        part = store.read_part(path, block.level - 1, place)
+        part = pyramid.read_part(path, block.level - 1, place)
         padding = [(0, lacking) for lacking in -np.array(part.shape) % factors]
         part = downscale_local_mean(np.pad(part, padding, mode="edge"), tuple(factors))
-        store.write_part(path, block.level, block.start, np.round(part).astype(np.uint8))
+        pyramid.write_part(path, block.level, block.start, np.round(part).astype(np.uint8))
     return mark(job, block, {})
 
 
@@ -86,7 +86,7 @@ def looks_inverted(job: Job, source: store.Volume, z: int) -> bool:
 
 def show(job: Job, source: store.Volume, z: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the middle of a slice, as the network sees it, and of its mask."""
-    mask = store.read_part(job.masks, 0, (slice(z, z + 1), *middle_region(source.shape[1:])))[0]
+    mask = pyramid.read_part(job.masks, 0, (slice(z, z + 1), *middle_region(source.shape[1:])))[0]
     return _see_middle(job, source, z), mask
 
 
@@ -108,13 +108,13 @@ def describe(job: Job, source: store.Volume, predictor: Predictor, workers: int)
     counts = [sum(1 for _ in job.cut(level)) for level in range(len(job.levels))]
     outputs = len(job.outputs)
     written = outputs * sum(math.prod(shape) for shape, _ in job.levels)
-    block, chunk = format_shape(job.block), format_shape(store.chunk_of(job.block))
-    pyramid = f"; {sum(counts[1:]):,} more for a pyramid" if counts[1:] else ""
+    block, chunk = format_shape(job.block), format_shape(pyramid.chunk_of(job.block))
+    levels_above = f"; {sum(counts[1:]):,} more for a pyramid" if counts[1:] else ""
     hours = tqdm.format_interval(voxels / rate)
     return [
         f"Volume: {format_shape(source.shape)} (z, y, x), {voxels / 1e6:,.1f} Mvoxel, "
         f"{voxels * source.itemsize / 1e6:,.0f} MB uncompressed",
-        f"Blocks: {counts[0]:,} of {block}, a file each, in chunks of {chunk}{pyramid}",
+        f"Blocks: {counts[0]:,} of {block}, a file each, in chunks of {chunk}{levels_above}",
         f"Written: {written / 1e6:,.0f} MB before compression, in {outputs * sum(counts):,} files",
         f"Read and computed beyond the blocks' own pixels: {max(0.0, more - 1):.0%}",
         f"Time: about {hours} (h:min:s) at {rate / 1e6:.2f} Mpixel/s, as this machine did on "

@@ -60,7 +60,7 @@ class Job:
     scaling: dict[str, float]  # `make_normalizer`'s mean and deviation
     scale: tuple[float, float]  # of height and width, to the pixels the network is trained at
     block: tuple[int, int, int]  # shape of the blocks, (z, y, x), of `choose_block`
-    levels: Sequence[tuple]  # of the pyramid, of `store.plan_levels`
+    levels: Sequence[tuple]  # of the pyramid, of `pyramid.plan_levels`
 
     @property
     def outputs(self) -> list[Path]:

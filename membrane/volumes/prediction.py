@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from membrane import runs
+from membrane import folders, runs
 from membrane.inference import outputs
 from membrane.inference.batch import check_scaled
 from membrane.inference.predictor import Predictor
 from membrane.io.pixel_size import find_scale
 from membrane.viewer.page import make_views
 from membrane.viewer.plots import draw_contact_sheet, make_thumbnail
-from membrane.volumes import blocks, store
+from membrane.volumes import blocks, pyramid, store
 from membrane.volumes.jobs import Job, choose_block
 from membrane.volumes.scheduler import open_local, run_job
 
@@ -50,14 +50,14 @@ def predict_volume(
     job = Job(
         flags=args,
         source=path.resolve(),
-        state=runs.fingerprint(source.files),
+        state=folders.fingerprint(source.files),
         model=model.resolve(),
-        masks=Path(f"{runs.output_name(args.input)}.zarr"),
+        masks=Path(f"{folders.output_name(args.input)}.zarr"),
         make_mask=make_mask,
         scaling=record.get("scaling", {}),
         scale=scale,
         block=choose_block(source.shape, scale, source.chunk_depth),
-        levels=store.plan_levels(source.shape, source.voxel),
+        levels=pyramid.plan_levels(source.shape, source.voxel),
     )
     for note in source.notes:
         print(f"Note: {note}")
@@ -65,7 +65,7 @@ def predict_volume(
         print("\n".join(blocks.describe(job, source, predictor, workers)))
         return 0
     metadata |= {"shape": list(source.shape), "block": list(job.block)}
-    folder = runs.claim_output(args.output, args.input, metadata, source.files)
+    folder = folders.claim_output(args.output, args.input, metadata, source.files)
     print(f"Device: {args.scheduler or device}\nMasks: {runs.display_path(folder)}", flush=True)
     if scale != (1.0, 1.0):
         print(f"Note: {outputs.describe_scale(path.name, size, record['pixel_size'])}")

@@ -18,7 +18,7 @@ from membrane.inference.loading import load_network
 from membrane.inference.predictor import Predictor
 from membrane.io import normalization, tissue
 from membrane.io.labels import to_mask_bytes
-from membrane.volumes import blocks, dask_cluster, jobs, scheduler, store
+from membrane.volumes import blocks, dask_cluster, jobs, pyramid, scheduler, store
 
 STACK = np.stack([synthetic.make_slice(70, 90, seed)[0] for seed in range(6)])
 
@@ -121,7 +121,7 @@ def test_masks_do_not_depend_on_the_blocks(tmp_path, monkeypatch, plain):
     predictor = Predictor(load_network(PRETRAINED / "model.keras"), tile=(48, 48))
     shape = jobs.choose_block(source.shape)
     assert shape == (2, 64, 64)
-    plan = {"block": shape, "levels": store.plan_levels(source.shape, source.voxel)}
+    plan = {"block": shape, "levels": pyramid.plan_levels(source.shape, source.voxel)}
     settings = {"plain": plain, "probability": True}
     job = make_job(tmp_path / "big.zarr", tmp_path / "out", **settings, **plan)
     pool = scheduler.open_local(job, source, predictor, 2)
@@ -175,8 +175,8 @@ def test_a_truncated_chunk_costs_its_block_and_is_predicted_once_mended(stack, t
 def test_a_block_of_nothing_but_membrane_is_not_taken_for_a_missing_one(tmp_path):
     job = make_job(tmp_path / "x.zarr", tmp_path)
     block = jobs.Block(0, (0, 0, 0), (2, 4, 4))
-    store.create_volume(job.masks, (None,) * 3, job.levels, job.block)
-    store.write_part(job.masks, 0, (0, 0, 0), np.zeros((2, 4, 4), np.uint8))
+    pyramid.create_volume(job.masks, (None,) * 3, job.levels, job.block)
+    pyramid.write_part(job.masks, 0, (0, 0, 0), np.zeros((2, 4, 4), np.uint8))
     assert jobs.read_marker(job, block) is None
     jobs.mark(job, block, {"membrane": [16, 16]})
     assert jobs.read_marker(job, block) == {"membrane": [16, 16]}

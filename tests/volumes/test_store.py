@@ -9,7 +9,7 @@ from ome_zarr.writer import write_image
 from PIL import Image
 
 from membrane.errors import UnreadableError, UserError
-from membrane.volumes import store
+from membrane.volumes import pyramid, store
 
 RNG = np.random.default_rng(0)
 VOLUME = RNG.integers(0, 60_000, (5, 40, 30)).astype(np.uint16)
@@ -125,20 +125,23 @@ def test_slices_of_several_sizes_are_no_volume(tmp_path):
 
 
 def test_a_pyramid_halves_z_only_where_voxels_are_not_longer_in_z():
-    flat = store.plan_levels((100, 3000, 2000), (40.0, 4.0, 4.0))
+    flat = pyramid.plan_levels((100, 3000, 2000), (40.0, 4.0, 4.0))
     assert [shape for shape, _ in flat] == [
         (100, 3000, 2000), (100, 1500, 1000), (100, 750, 500), (100, 375, 250),
     ]  # fmt: skip
-    assert store.plan_levels((100, 2000, 2000), (8.0, 8.0, 8.0))[-1] == ((25, 500, 500), (4, 4, 4))
-    assert store.plan_levels((9, 10, 10), (None, None, None)) == [((9, 10, 10), (1, 1, 1))]
+    assert pyramid.plan_levels((100, 2000, 2000), (8.0, 8.0, 8.0))[-1] == (
+        (25, 500, 500),
+        (4, 4, 4),
+    )
+    assert pyramid.plan_levels((9, 10, 10), (None, None, None)) == [((9, 10, 10), (1, 1, 1))]
 
 
 def test_what_is_written_is_ome_zarr_that_the_reader_understands(tmp_path):
     shape, voxel = (5, 1100, 600), (30.0, 4.0, 4.0)
-    levels = store.plan_levels(shape, voxel)
-    store.create_volume(tmp_path / "m.zarr", voxel, levels, (2, 1100, 600))
+    levels = pyramid.plan_levels(shape, voxel)
+    pyramid.create_volume(tmp_path / "m.zarr", voxel, levels, (2, 1100, 600))
     part = RNG.integers(0, 256, (2, 1100, 600)).astype(np.uint8)
-    store.write_part(tmp_path / "m.zarr", 0, (2, 0, 0), part)
+    pyramid.write_part(tmp_path / "m.zarr", 0, (2, 0, 0), part)
     found = store.open_volume(tmp_path / "m.zarr", 10**6)
     assert found.shape == shape and np.allclose(found.voxel, voxel)
     whole = (slice(0, 1100), slice(0, 600))
