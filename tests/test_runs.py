@@ -1,6 +1,7 @@
 """Runs and folders of masks: which one is taken, which are refused, none is overwritten."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,9 +12,10 @@ from conftest import PRETRAINED, check_refusal, fail_at, run, run_predict
 from PIL import Image
 
 import train
-from membrane import runs
+from membrane import folders, runs
 from membrane.errors import UserError
 from membrane.inference import outputs as outputs_module
+from membrane.io.locks import release_locks
 
 GOOD = {"format": 1, "finished": True, "synthetic": False, "flags": {}, "threshold": 0.5}
 GOOD |= {"ended": "2026-01-01"}
@@ -202,6 +204,25 @@ def test_changed_slices_are_not_mixed_into_unfinished_work(
     Image.new("L", (40, 50)).save(folder / "a.png")
     assert run_predict(folder, "--output", tmp_path / "masks") == 2
     assert "nothing is overwritten" in capsys.readouterr().err
+
+
+def test_a_slice_that_changed_without_changing_its_size_is_another_one(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"1234")
+    before = folders.fingerprint([tmp_path / "a.png"])
+    assert folders.fingerprint([tmp_path / "a.png"]) == before
+    os.utime(tmp_path / "a.png", ns=(0, 10**18))
+    assert folders.fingerprint([tmp_path / "a.png"]) != before
+
+
+def test_folders_above_a_new_one_are_made_and_a_taken_name_gets_a_number(tmp_path):
+    wanted = tmp_path / "a/b/c"
+    assert folders.make_folder(str(wanted), tmp_path) == wanted and wanted.is_dir()
+    (wanted / "x").touch()
+    release_locks()
+    assert folders.make_folder(None, wanted) == tmp_path / "a/b/c-2"
+    assert folders.make_folder(None, wanted) == tmp_path / "a/b/c-3"
+    release_locks()
+    assert list((tmp_path / "a/b/c-2").iterdir()) == []
 
 
 def test_a_run_is_never_overwritten(data_set, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Labels as files have them, and those that would teach nonsense."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import train
 from membrane import synthetic
 from membrane.errors import UserError
 from membrane.io import labels
+from membrane.io.normalization import normalize
 
 
 @pytest.mark.parametrize("high", [1, 255, 65535, True])
@@ -75,6 +77,18 @@ def test_exchanged_membrane_and_interior_are_told_without_a_slice():
     labels.check_polarity([np.zeros((9, 9), bool)], "x")
     with pytest.raises(UserError, match="x: inverted"):
         labels.check_polarity([~INTERIOR], "x")
+
+
+@pytest.mark.parametrize("suffered", labels.TURNS)
+def test_it_is_said_how_labels_are_turned(suffered):
+    pairs = [synthetic.make_slice(160, 160, seed) for seed in range(3)]
+    images = [normalize(image) for image, _ in pairs]
+    right = [interior for _, interior in pairs]
+    labels.check_label_contrast("abc", images, right, Path("x"))
+    undo = labels.TURNS[suffered]
+    turned = [undo(undo(undo(label))) for label in right]  # what four times undo, or two, gives
+    with pytest.raises(UserError, match=f"x: the labels are {suffered}; turn them back"):
+        labels.check_label_contrast("abc", images, turned, Path("x"))
 
 
 def edit(path, change):

@@ -143,3 +143,48 @@ def test_a_history_that_another_program_has_open_ends_no_training(tmp_path, monk
     assert list(tmp_path.iterdir()) == [path]
     callbacks.write_history(path, [])
     assert path.read_text().startswith("epoch")
+
+
+def test_the_held_out_slices_are_scored_ten_times_and_at_the_end(monkeypatch):
+    held_out = data.Pairs(["a"], [np.zeros((16, 16), np.float32)], [np.ones((16, 16), bool)])
+    scored = []
+    scores = dict.fromkeys(("loss", "membrane_iou", "v_rand", "v_info"), 0.5)
+    monkeypatch.setattr(callbacks, "validate", lambda *args: scored.append(args) or scores)
+    network = unet.build_unet((2, 2))
+    for epochs, expected in (
+        (40, [*range(3, 40, 4)]),
+        (5, [0, 1, 2, 3, 4]),
+        (25, [*range(1, 24, 2), 24]),
+    ):
+        validation, found = callbacks.Validation(network, held_out), []
+        validation.set_model(network)
+        validation.set_params({"epochs": epochs})
+        for epoch in range(epochs):
+            logs = {}
+            validation.on_epoch_end(epoch, logs)
+            found += [epoch] if logs else []
+        assert found == expected
+        assert len(scored) == len(found)
+        scored.clear()
+
+
+def test_whole_slices_are_scored_where_their_labels_are_known():
+    label = np.zeros((32, 32), bool)
+    label[:, :20] = True
+    images = [np.where(label, 0.9, 0.1).astype(np.float32)]
+    everywhere = callbacks.validate(lambda image: image, data.Pairs(["a"], images, [label]))
+    assert everywhere["loss"] == pytest.approx(-np.log(0.9), rel=1e-4)
+    assert everywhere["membrane_iou"] == 1
+    images[0][:8] = 0.5  # wrong, but not labelled
+    known = np.ones(label.shape, bool)
+    known[:8] = False
+    partly = callbacks.validate(
+        lambda image: image, data.Pairs(["a"], images, [label & known], [known])
+    )
+    assert partly["loss"] == pytest.approx(everywhere["loss"]) and partly["membrane_iou"] == 1
+
+
+def test_pixels_without_a_label_do_not_count_towards_the_iou_of_a_batch():
+    label = np.array([0, 0, 1, 1, 0.5, 0.5], np.float32).reshape(1, 1, 6, 1)
+    found = np.array([0.1, 0.9, 0.1, 0.9, 0.1, 0.9], np.float32).reshape(1, 1, 6, 1)
+    assert float(callbacks.membrane_iou(label, found)[0]) == pytest.approx(1 / 3)

@@ -23,18 +23,32 @@ def test_the_worst_slice_comes_first_and_errors_are_coloured(tmp_path):
         assert not (sheet == plots.INVENTED).all(-1).any()
 
 
-def test_curves_are_drawn_where_values_are_known(tmp_path):
+def test_curves_are_drawn_where_values_are_known(tmp_path, monkeypatch):
+    figures = []
+
+    class Watched(plots.Figure):
+        def savefig(self, *args, **options):
+            figures.append(self)
+            super().savefig(*args, **options)
+
+    monkeypatch.setattr(plots, "Figure", Watched)
     row = {"loss": 0.5, "membrane_iou": 0.1, "learning_rate": 0.01}
     names = ("val_loss", "val_membrane_iou", "val_v_rand", "val_v_info")
     history = [{"epoch": 1, **row, **dict.fromkeys(names)}]
-    history.append({"epoch": 2, **row, **dict.fromkeys(names, 0.7)})
+    history.append({"epoch": 2, **row, "loss": 0.25, **dict.fromkeys(names, 0.7)})
     plots.draw_curves(tmp_path / "curves.png", history)
     assert Image.open(tmp_path / "curves.png").width > 1000
+    loss, validation = figures[0].axes[0].lines
+    assert loss.get_xydata().tolist() == [[1, 0.5], [2, 0.25]]
+    assert validation.get_xydata().tolist() == [[2, 0.7]]
+    assert [len(axes.lines) for axes in figures[0].axes] == [2, 2, 2, 1]
 
 
 def test_a_huge_slice_has_a_small_thumbnail():
     assert max(plots.make_thumbnail(np.zeros((3000, 50), np.uint8)).shape) == plots.THUMBNAIL
     assert plots.make_thumbnail(np.ones((10, 20), np.float32)).shape == (10, 20)
+    for image, grey in ((np.full((9, 9), 200, np.uint8), 200), (np.full((9, 9), 0.4), 102)):
+        assert (plots.make_thumbnail(image) == grey).all()
 
 
 def test_merged_and_split_cells_are_coloured_and_numbered():
