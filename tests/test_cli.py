@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -60,3 +61,8 @@ def test_a_threshold_lies_between_0_and_1(text):
     with pytest.raises(cli.argparse.ArgumentTypeError):
         cli.fraction(text)
     assert cli.fraction("0.5") == 0.5
+
+
+def test_as_many_computations_run_at_once_as_there_are_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(7), raising=False)
+    assert cli.share_cores() == 7 and cli.share_cores(3) == 3

@@ -5,6 +5,7 @@ import tensorflow as tf
 
 import unet
 from membrane.inference.fused_unet import fuse, fused_unet
+from membrane.inference.precision import with_dtype
 
 
 @pytest.mark.parametrize("filters, dilation", [((4, 6, 8), 1), ((4, 6, 8), 2), ((3, 4), 3),
@@ -50,3 +51,11 @@ def test_a_network_of_another_plan_is_computed_as_it_is():
         np.testing.assert_array_equal(forward(images, weights()), network(images))
         assert not weights()
         assert fused_unet(network) is network
+
+
+def test_the_last_layer_is_computed_in_float32_so_that_p_has_its_digits():
+    network = with_dtype(unet.build_unet(), "mixed_bfloat16")
+    image = np.random.default_rng(0).random((1, 128, 128, 1)).astype(np.float32)
+    fused, keras_own = (np.asarray(one(image)) for one in (fused_unet(network), network))
+    assert len(np.unique(fused)) > 5000  # bfloat16 has 256 between two powers of two
+    assert np.abs(fused - keras_own).max() < 0.02

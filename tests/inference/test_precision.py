@@ -1,5 +1,9 @@
+from types import SimpleNamespace
+
 import keras
 import numpy as np
+import pytest
+import tensorflow as tf
 
 import unet
 from membrane.inference import precision
@@ -33,3 +37,16 @@ def test_a_model_in_training_is_copied_without_its_optimizer():
     copy = precision.with_dtype(model, "mixed_bfloat16")
     assert not copy.compiled and model.compiled
     assert all(map(np.array_equal, copy.get_weights(), model.get_weights()))
+
+
+@pytest.mark.parametrize("capability, dtype", [
+    ((7, 5), "float32"), ((8, 0), "mixed_bfloat16"), ((9, 0), "mixed_bfloat16"),
+])  # fmt: skip
+def test_a_gpu_computes_in_bfloat16_where_it_can(monkeypatch, capability, dtype):
+    details = {"compute_capability": capability, "device_name": "A GPU"}
+    monkeypatch.setattr(
+        tf.config, "list_physical_devices", lambda kind: [SimpleNamespace(name="GPU:0")]
+    )
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
+    chosen, words = precision.choose_precision()
+    assert chosen == dtype and words.startswith("GPU A GPU, ")

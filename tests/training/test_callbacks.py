@@ -151,11 +151,8 @@ def test_the_held_out_slices_are_scored_ten_times_and_at_the_end(monkeypatch):
     scores = dict.fromkeys(("loss", "membrane_iou", "v_rand", "v_info"), 0.5)
     monkeypatch.setattr(callbacks, "validate", lambda *args: scored.append(args) or scores)
     network = unet.build_unet((2, 2))
-    for epochs, expected in (
-        (40, [*range(3, 40, 4)]),
-        (5, [0, 1, 2, 3, 4]),
-        (25, [*range(1, 24, 2), 24]),
-    ):
+    some = {40: [*range(3, 40, 4)], 5: [0, 1, 2, 3, 4], 25: [*range(1, 24, 2), 24]}
+    for epochs, expected in some.items():
         validation, found = callbacks.Validation(network, held_out), []
         validation.set_model(network)
         validation.set_params({"epochs": epochs})

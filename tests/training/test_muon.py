@@ -52,3 +52,16 @@ def test_muon_fits_what_one_kernel_can():
     model.compile(Muon(0.05), "mse")
     losses = model.fit(images, target, epochs=60, verbose=0, batch_size=16).history["loss"]
     assert losses[-1] < 0.05 * losses[0]
+
+
+def test_a_step_looks_ahead_by_nesterovs_momentum():
+    first, second = RNG.normal(size=(2, 3, 3, 8, 8)).astype(np.float32)
+    variable = keras.Variable(np.zeros(first.shape, np.float32))
+    optimizer = Muon(0.01, momentum=0.9)
+    optimizer.build([variable])
+    optimizer.apply([keras.ops.convert_to_tensor(first)])
+    before = variable.numpy()
+    optimizer.apply([keras.ops.convert_to_tensor(second)])
+    mean = 0.9 * first + second
+    expected = 0.01 * STEP * np.sqrt(72) * np.asarray(orthogonalise(second + 0.9 * mean))
+    assert np.allclose(before - variable.numpy(), expected, atol=1e-6)
