@@ -145,7 +145,7 @@ def test_a_history_that_another_program_has_open_ends_no_training(tmp_path, monk
     assert path.read_text().startswith("epoch")
 
 
-def test_the_held_out_slices_are_scored_ten_times_and_at_the_end(monkeypatch):
+def test_the_held_out_slices_are_scored_ten_times_and_at_the_end(monkeypatch, capsys):
     held_out = data.Pairs(["a"], [np.zeros((16, 16), np.float32)], [np.ones((16, 16), bool)])
     scored = []
     scores = dict.fromkeys(("loss", "membrane_iou", "v_rand", "v_info"), 0.5)
@@ -161,6 +161,10 @@ def test_the_held_out_slices_are_scored_ten_times_and_at_the_end(monkeypatch):
             validation.on_epoch_end(epoch, logs)
             found += [epoch] if logs else []
         assert found == expected
+        printed = capsys.readouterr().out
+        said = [f"Epoch {epoch + 1}, validation: V_rand 0.5000" for epoch in found]
+        assert all(words in printed for words in said)
+        assert printed.count("validation") == len(found)
         assert len(scored) == len(found)
         scored.clear()
 

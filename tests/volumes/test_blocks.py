@@ -100,6 +100,17 @@ def test_the_grey_values_of_a_large_slice_are_the_same_from_a_file_and_from_chun
     assert len(reads) == 2
 
 
+def test_grey_values_are_measured_on_the_tissue_that_no_patch_meets(tmp_path, monkeypatch):
+    monkeypatch.setattr(normalization, "PATCH", 4)
+    monkeypatch.setattr(normalization, "PATCHES", 4)
+    image = np.zeros((300, 200), np.uint8)
+    image[100:160, 60:140] = synthetic.make_slice(60, 80, 0)[0]
+    zarr.create_array(str(tmp_path / "a.zarr"), data=image[None], chunks=(1, 64, 64))
+    source = store.open_volume(tmp_path / "a.zarr", 10**6)
+    _, (sample,) = blocks._read(source, slice(0, 1), (slice(0, 50), slice(0, 50)))
+    assert sample.size == 60 * 80 and np.array_equal(sample, normalization.sample_pixels(image))
+
+
 @pytest.mark.parametrize("plain", [True, False])
 def test_masks_do_not_depend_on_the_blocks(tmp_path, monkeypatch, plain):
     for module in (masks, jobs):

@@ -133,6 +133,7 @@ def test_a_pyramid_halves_z_only_where_voxels_are_not_longer_in_z():
         (25, 500, 500),
         (4, 4, 4),
     )
+    assert pyramid.plan_levels((9, 600, 600), (None, 4.0, 4.0))[1] == ((9, 300, 300), (1, 2, 2))
     assert pyramid.plan_levels((9, 10, 10), (None, None, None)) == [((9, 10, 10), (1, 1, 1))]
 
 
@@ -140,6 +141,11 @@ def test_what_is_written_is_ome_zarr_that_the_reader_understands(tmp_path):
     shape, voxel = (5, 1100, 600), (30.0, 4.0, 4.0)
     levels = pyramid.plan_levels(shape, voxel)
     pyramid.create_volume(tmp_path / "m.zarr", voxel, levels, (2, 1100, 600))
+    (scales,) = zarr.open_group(str(tmp_path / "m.zarr"), mode="r").attrs["ome"]["multiscales"]
+    steps = scales["datasets"][2]["coordinateTransformations"]
+    assert steps[0] == {"type": "scale", "scale": [30.0, 16.0, 16.0]}
+    assert steps[1] == {"type": "translation", "translation": [0.0, 6.0, 6.0]}
+    assert [axis["unit"] for axis in scales["axes"]] == ["nanometer"] * 3
     part = RNG.integers(0, 256, (2, 1100, 600)).astype(np.uint8)
     pyramid.write_part(tmp_path / "m.zarr", 0, (2, 0, 0), part)
     found = store.open_volume(tmp_path / "m.zarr", 10**6)
@@ -193,3 +199,14 @@ def test_chunks_that_are_not_there_are_counted(tmp_path, form, chunk):
     assert note.startswith(
         "1 of the 18 chunks of a.zarr are not there (in z 2 to 3); they are read as 0"
     )
+
+
+def test_scales_of_the_array_and_of_the_image_multiply(tmp_path):
+    write_ome(tmp_path / "a.zarr", FormatV04(), "zyx", [0.03, 0.008, 0.004])
+    attributes = tmp_path / "a.zarr" / ".zattrs"
+    content = json.loads(attributes.read_text())
+    whole = {"type": "scale", "scale": [1.0, 2.0, 3.0]}
+    content["multiscales"][0]["coordinateTransformations"] = [whole]
+    attributes.write_text(json.dumps(content))
+    found = store.open_volume(tmp_path / "a.zarr", 10_000)
+    assert np.allclose(found.voxel, (30, 16, 12)) and np.allclose(found.pixel_size, (16, 12))
