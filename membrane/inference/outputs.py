@@ -58,7 +58,9 @@ def write_masks(
                             write(getattr(page, name))
                         if page.probability is not None:
                             submit(page.probability)
-                        found[page.name] = float((page.mask != INTERIOR).mean())
+                        membrane_and_blank = float((page.mask != INTERIOR).mean())
+                        tissue = (1 - page.blank_fraction) or 1.0
+                        found[page.name] = 1 - (1 - membrane_and_blank) / tissue
                         if page.thumbnails:
                             thumbnails.append((page.name, *page.thumbnails))
                         if page.views:
