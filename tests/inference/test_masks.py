@@ -100,3 +100,13 @@ def test_labels_number_the_cells_and_grow_to_one_pixel_lines():
 def test_a_mask_without_cells_has_no_labels():
     for mask in (np.zeros((9, 9), bool), np.eye(9) > 0):
         assert not masks.label_cells(np.ones((9, 9), np.float32), mask).any()
+
+
+def test_a_pixel_that_is_certainly_interior_does_not_outweigh_a_border():
+    basins = np.ones((10, 8), np.int32)
+    basins[:, 4:] = 2
+    probability = np.ones((10, 8), np.float32)
+    probability[:6, 3:5] = 1e-4
+    assert len(set(masks.agglomerate(basins, probability, 0.5)[1:])) == 2
+    probability[:3, 3:5] = 1
+    assert len(set(masks.agglomerate(basins, probability, 0.5)[1:])) == 1

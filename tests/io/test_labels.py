@@ -158,3 +158,27 @@ def test_labels_that_would_teach_nonsense_are_refused(data_set, tmp_path, capsys
     assert run(train, *flags) == 2
     check_refusal(capsys, words)
     assert not (tmp_path / "run/model.keras").exists()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_maps_are_probabilities_whatever_their_dtype(dtype):
+    highest = 1 if dtype is np.float32 else np.iinfo(dtype).max
+    stored = (np.array([[0, 0.5, 1]]) * highest).astype(dtype)
+    assert np.allclose(labels.to_probability(stored, "x"), [[0, 0.5, 1]], atol=0.003)
+
+
+@pytest.mark.parametrize("values", [[0.0, 1.5], [-0.1, 1.0], [np.nan, 0.5]])
+def test_what_is_no_probability_is_refused(values):
+    with pytest.raises(UserError, match=r"x: no map of P\(interior\)"):
+        labels.to_probability(np.array([values]), "x")
+
+
+def test_labels_of_slices_with_little_contrast_are_taken():
+    pairs = [synthetic.make_slice(160, 160, seed) for seed in range(3)]
+    images = [0.5 + 0.15 * (normalize(image) - 0.5) for image, _ in pairs]
+    right = [interior for _, interior in pairs]
+    assert 0.02 < labels._mean(labels._contrasts(images, right, [None] * 3)) < 0.06
+    labels.check_label_contrast("abc", images, right, Path("x"))
+    flat = [np.full_like(image, 0.5) for image in images]
+    with pytest.raises(UserError, match="as bright as the rest"):
+        labels.check_label_contrast("abc", flat, right, Path("x"))

@@ -72,3 +72,9 @@ def test_real_slices_polarity_is_told(isbi):
     for _, image in readers.read_named(isbi / "unmodified-data/test/imgs"):
         assert not normalization.looks_inverted(normalization.normalize(image))
         assert normalization.looks_inverted(normalization.normalize(255 - image))
+
+
+def test_probabilities_are_rounded_to_bytes(monkeypatch):
+    monkeypatch.setattr(normalization, "LOOK", 2)
+    values = np.array([[0.0], [0.001], [0.002], [0.5], [0.999], [1.0]], np.float32)
+    assert normalization.to_bytes(values).ravel().tolist() == [0, 0, 1, 128, 255, 255]

@@ -1,5 +1,6 @@
 import argparse
 import dataclasses
+import itertools
 import json
 import sys
 
@@ -148,6 +149,19 @@ def test_masks_do_not_depend_on_the_blocks(tmp_path, monkeypatch, plain):
         assert np.array_equal(found[z], mask)
         assert np.array_equal(maps[z], normalization.to_bytes(probability))
         assert membrane[f"z {z}"] == np.mean(mask == 0)
+
+
+def test_upper_levels_are_means_of_the_level_below(stack, tmp_path, monkeypatch):
+    monkeypatch.setattr(pyramid, "SMALLEST", 32)
+    assert run(stack, tmp_path / "masks", "--probability") == 0
+    for name in ("stack.zarr", "probability/stack.zarr"):
+        group = zarr.open_group(str(tmp_path / "masks" / name), mode="r")
+        levels = [group[str(number)][:].astype(float) for number in range(3)]
+        assert [level.shape for level in levels] == [(6, 70, 90), (6, 35, 45), (6, 18, 23)]
+        for fine, coarse in itertools.pairwise(levels):
+            padded = np.pad(fine, [(0, 0), *((0, side % 2) for side in fine.shape[1:])], "edge")
+            means = padded.reshape(6, coarse.shape[1], 2, coarse.shape[2], 2).mean((2, 4))
+            assert np.abs(coarse - means).max() <= 0.5 and np.ptp(coarse) > 200
 
 
 def test_resampled_slices_are_the_same_by_folder_and_by_block(stack, tmp_path):

@@ -210,3 +210,32 @@ def test_scales_of_the_array_and_of_the_image_multiply(tmp_path):
     attributes.write_text(json.dumps(content))
     found = store.open_volume(tmp_path / "a.zarr", 10_000)
     assert np.allclose(found.voxel, (30, 16, 12)) and np.allclose(found.pixel_size, (16, 12))
+
+
+@pytest.mark.parametrize("damage", [
+    {"datasets": []}, {"datasets": [{"path": "no"}]}, {"datasets": 7},
+    {"axes": 5}, {"axes": [{"type": "space"}] * 3}, {"axes": [3, 4, 5]},
+])  # fmt: skip
+def test_ome_metadata_that_make_no_sense_are_refused(tmp_path, damage):
+    write_ome(tmp_path / "a.zarr", FormatV04(), "zyx", [1.0, 1.0, 1.0])
+    attributes = tmp_path / "a.zarr" / ".zattrs"
+    content = json.loads(attributes.read_text())
+    content["multiscales"][0] |= damage
+    attributes.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"a\.zarr: its OME metadata make no sense"):
+        store.open_volume(tmp_path / "a.zarr", 10_000)
+
+
+def test_slices_of_too_many_pixels_are_refused(tmp_path):
+    write_zarr(tmp_path / "a.zarr", 3)
+    assert store.open_volume(tmp_path / "a.zarr", 40 * 30).shape == VOLUME.shape
+    with pytest.raises(UserError, match="slices of 40x30 px, over 1,199"):
+        store.open_volume(tmp_path / "a.zarr", 40 * 30 - 1)
+
+
+def test_a_voxel_of_unknown_size_has_no_unit(tmp_path):
+    levels = pyramid.plan_levels((2, 40, 30), (None, None, None))
+    pyramid.create_volume(tmp_path / "m.zarr", (None, None, None), levels, (2, 40, 30))
+    (scales,) = zarr.open_group(str(tmp_path / "m.zarr"), mode="r").attrs["ome"]["multiscales"]
+    assert scales["datasets"][0]["coordinateTransformations"][0]["scale"] == [1.0, 1.0, 1.0]
+    assert not any("unit" in axis for axis in scales["axes"])
