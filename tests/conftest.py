@@ -114,6 +114,7 @@ def outputs(trained, monkeypatch, tmp_path):
     """The trained outputs as the commands' own; new folders of a test go elsewhere by --output."""
 
     monkeypatch.setattr(runs, "OUTPUTS", trained)
+    monkeypatch.setattr(runs, "CHANCE", -1.0)  # hardly trained as it is
     return trained
 
 
