@@ -5,6 +5,7 @@ Read by mrcfile, RosettaSciIO, h5py and NumPy; the first two need requirements/f
 
 import contextlib
 import importlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,6 +79,7 @@ def _require(module: str, path: Path):
 @contextlib.contextmanager
 def _open_mrc(path: Path, inner: str) -> Iterator[tuple]:
     mrcfile = _require("mrcfile", path)
+    warnings.filterwarnings("ignore", module="mrcfile")  # what is wrong is said in one line
     with mrcfile.mmap(path, permissive=True) as file:
         if file.data is None:
             raise UnreadableError(f"{path}: no MRC file, or one that was cut short")

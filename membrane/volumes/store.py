@@ -4,6 +4,7 @@ Needs requirements/cluster.txt. Nothing here holds more than the part that is as
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby, product
@@ -23,6 +24,7 @@ from membrane.io.units import to_nanometres
 
 AXES = ("z", "y", "x")
 NAMED = 8  # series, at most, in a message
+warnings.filterwarnings("ignore", "Object at .* is not recognized")  # OME, of bioformats2raw
 METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 
 

@@ -13,8 +13,8 @@ import speed
 import transfer
 
 import train
-from membrane import runs
 from membrane.errors import UserError
+from membrane.io.writers import write_json
 
 
 def make_row(block, peak, seed=0):
@@ -95,7 +95,7 @@ def test_a_training_goes_on_only_with_its_own_flags_and_slices(tmp_path, monkeyp
         with pytest.raises(KeyboardInterrupt):
             quality.train_run(slices, [*flags, *more], tmp_path / "run")
         assert commands[-1].resume is None and Path(commands[-1].output) != run
-    runs.write_json(run / "run.json", record | {"finished": False})
+    write_json(run / "run.json", record | {"finished": False})
     with pytest.raises(KeyboardInterrupt):
         quality.train_run([("a", image, label)], flags, tmp_path / "run")
     assert commands[-1].resume == str(run)
