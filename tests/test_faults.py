@@ -102,9 +102,9 @@ def test_a_training_killed_ten_times_ends_like_an_undisturbed_one(tmp_path):
         if (run / "run.json").exists() and json.loads((run / "run.json").read_text())["finished"]:
             assert all(map(np.array_equal, read_weights(run), whole))
             shutil.rmtree(run)
-        if killed == KILLS:
+        if killed >= KILLS and resumed >= 3:
             break
-    assert killed == KILLS and resumed >= 3
+    assert killed >= KILLS and resumed >= 3
     if (run / "checkpoint.npz").exists():
         finish(command("train", "--resume", run))
         assert all(map(np.array_equal, read_weights(run), whole))
