@@ -110,3 +110,12 @@ def test_a_pixel_that_is_certainly_interior_does_not_outweigh_a_border():
     assert len(set(masks.agglomerate(basins, probability, 0.5)[1:])) == 2
     probability[:3, 3:5] = 1
     assert len(set(masks.agglomerate(basins, probability, 0.5)[1:])) == 1
+
+
+def test_borders_that_become_one_count_by_their_lengths():
+    basins = np.full((12, 8), 3, np.int32)
+    basins[:5, :4], basins[5:, :4] = 1, 2
+    probability = np.ones((12, 8), np.float32)
+    probability[:5, 4:], probability[5:, 4:] = 0.9, 0.35  # (5 * 2.197 - 7 * 0.619) / 12 = 0.554
+    for threshold, cells in ((0.65, 2), (0.62, 1)):  # log-odds 0.619, 0.490
+        assert len(set(masks.agglomerate(basins, probability, threshold)[1:])) == cells

@@ -220,6 +220,7 @@ def test_a_dry_run_plans_and_writes_nothing(stack, tmp_path, capsys):
     assert run(stack, tmp_path / "masks", "--dry-run") == 0
     printed = capsys.readouterr().out
     assert "6 × 70 × 90 (z, y, x)" in printed and "Blocks: 3 of 2 × 70 × 90" in printed
+    assert "own pixels: 0%" in printed and "in 3 files" in printed and "pyramid" not in printed
     assert "Mpixel/s" in printed and not (tmp_path / "masks").exists()
 
 
