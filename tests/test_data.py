@@ -169,3 +169,11 @@ def test_pixels_that_are_not_labelled_come_with_the_pairs_and_weigh_nothing(data
     assert set(np.unique(label)) == {0, 0.5, 1} and weight.any((1, 2, 3)).all()
     usual = data.load_pairs(data.find_data_set(str(data_set), tmp_path))
     assert len(next(iter(data.tiles(usual, range(8), 8)))) == 2
+
+
+@pytest.mark.parametrize("count, held", [(2, 1), (5, 1), (20, 4), (25, 5), (30, 6)])
+def test_the_last_fifth_is_held_out(count, held):
+    names = [str(number) for number in range(count)]
+    pixels = [np.ones((4, 4), bool)] * count
+    training, validation = data.hold_out(Pairs(names, pixels, pixels))
+    assert validation.names == names[-held:] and training.names == names[:-held]

@@ -78,3 +78,8 @@ def test_probabilities_are_rounded_to_bytes(monkeypatch):
     monkeypatch.setattr(normalization, "LOOK", 2)
     values = np.array([[0.0], [0.001], [0.002], [0.5], [0.999], [1.0]], np.float32)
     assert normalization.to_bytes(values).ravel().tolist() == [0, 0, 1, 128, 255, 255]
+
+
+def test_colours_weigh_as_the_eye_sees_them():
+    colours = np.eye(3, dtype=np.float32)[None] * 100  # red, green, blue
+    assert np.allclose(normalization.to_grey(colours), [[29.9, 58.7, 11.4]])
