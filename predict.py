@@ -161,8 +161,8 @@ def predict_slices(args, predictor, workers: int, record: dict, metadata: dict, 
         raise UserError(f"{args.submission}: exists, and nothing is overwritten")
     if args.submission:
         folders.check_not_in(args.submission, args.input, "--submission")
-    sources, failed = batch.find_sources(args.input, args.max_pixels, args.channel)
     files = batch.list_files(args.input)
+    sources, failed = batch.find_sources(files, args.max_pixels, args.channel)
     folder = folders.claim_output(args.output, args.input, metadata, files)
     print(f"Device: {device}\nMasks: {runs.display_path(folder)}", flush=True)
     outputs.note_skipped(args.input)

@@ -47,9 +47,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         f"({DILATION_DEEP} with {DEEP} --filters or more)"
     )
     add("--dilation", type=positive(int), metavar="N", help=dilation_help)
-    val_help = "slices to hold out, counted from 1 in natural order, or none; default: a fifth"
     ignore_help = "value in labels of pixels without one; default: -1, NaN, and 255 beside 0 and 1"
     add("--ignore", type=int, metavar="N", help=ignore_help)
+    val_help = "slices to hold out, counted from 1 in natural order, or none; default: a fifth"
     add("--val-slices", metavar="A-B", help=val_help)
     threshold_help = "do not choose the threshold on the held-out slices, take this one"
     add("--threshold", type=cli.fraction, metavar="T", help=threshold_help)

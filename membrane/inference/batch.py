@@ -90,14 +90,14 @@ class PredictionConfig:
 
 
 def find_sources(
-    paths: Sequence[Path], max_pixels: int, channel: int | None = None
+    files: Sequence[Path], max_pixels: int, channel: int | None = None
 ) -> tuple[list[Source], dict[str, str]]:
-    """Returns the usable files of some folders or files, and why others are not, by name.
+    """Returns the usable ones of the files of `list_files`, and why others are not, by name.
 
     The masks of `a.ome.tif` are called `a.tif`: they are no OME-TIFF.
     """
     sources, failed, taken, first = [], {}, {}, 0
-    for file in list_files(paths):
+    for file in files:
         try:
             pages = count_pages(file, max_pixels, channel)
         except UnreadableError as error:
