@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from membrane import cli
@@ -57,6 +58,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--submission", type=cli.path, metavar="FILE.tif", help=submission_help)
     tta_help = "average 8 flips and rotations: better masks, 8 times the work; default: the run's"
     add("--tta", action=argparse.BooleanOptionalAction, help=tta_help)
+    neighbours_help = (
+        "decide each slice by itself; else the cells of the slices before and after it, where they "
+        "agree with it, have a say in which cells touch"
+    )
+    add("--no-neighbours", dest="neighbours", action="store_false", help=neighbours_help)
     zarr_help = "write one OME-Zarr instead of images; always so where the input is a Zarr"
     add("--zarr", action="store_true", help=zarr_help)
     scheduler_help = "of a running Dask cluster, such as tcp://host:8786; implies --zarr"
@@ -65,6 +71,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dry-run", action="store_true", help=dry_help)
     args = parser.parse_args(argv)
     args.zarr |= bool(args.scheduler) or args.dry_run
+    args.neighbours &= not args.plain
     if args.plain and not args.threshold:
         parser.error("--plain: a run's own threshold is not meant for it; add --threshold, say 0.9")
     return args
@@ -125,6 +132,7 @@ def predict(args: argparse.Namespace) -> int:
         "model_is_synthetic": record.get("synthetic", False),
         "threshold": args.threshold,
         "plain": args.plain,
+        "neighbours": args.neighbours,
         "tta": args.tta,
         "pixel_size": args.pixel_size,
         "channel": args.channel,
@@ -144,7 +152,8 @@ def predict(args: argparse.Namespace) -> int:
         raise UserError(
             f"{args.input[0]}: volumes need {error.name}; pip install -r requirements/cluster.txt"
         ) from None
-    return predict_volume(args, predictor, workers, model_path, record, metadata, device, make_mask)
+    about = record, metadata, device
+    return predict_volume(args, predictor, workers, model_path, *about, threshold_map)
 
 
 def predict_slices(args, predictor, workers: int, record: dict, metadata: dict, device: str) -> int:
@@ -176,6 +185,7 @@ def predict_slices(args, predictor, workers: int, record: dict, metadata: dict, 
         probability=args.probability,
         submission=bool(args.submission),
         labels=args.labels,
+        together=args.neighbours,
         thumbnail_pages=frozenset(outputs.choose_evenly(total, THUMBNAIL_PAGES)),
         viewer_pages=frozenset(outputs.choose_evenly(total, VIEWER_PAGES)),
         polarity_sample=frozenset(outputs.choose_evenly(total, POLARITY_SAMPLE)),
@@ -186,17 +196,24 @@ def predict_slices(args, predictor, workers: int, record: dict, metadata: dict, 
         sample, page.blank = sample_pixels(image), find_blank(image)
         page.image = image = fill_blank(image, page.blank, sample)
         page.normalize = make_normalizer(sample, **scaling, invert=args.invert)
-        if page.mask is None or args.submission:  # else an interrupted command has left it
+        if page.index in needed or args.submission:  # else an interrupted command has left it
             page.probability = predictor(image, page.scale, page.normalize)
             if page.blank is not None:
                 page.probability[page.blank] = 0.0
-        if page.mask is None:
-            page.mask = make_mask(page.probability, args.threshold, args.plain)
-        return batch.finish_page(page, config)
+        if page.index in needed:
+            page.segments = threshold_map(page.probability, args.threshold, args.plain)
+        return page
 
-    pages = batch.read_slices(sources, folder, config)
-    pages = batch.in_flight(predict_slice, pages, predictor, workers)
-    with folders.removed_if_nothing_is_done(folder), open_maps(args.submission, total) as submit:
+    needed = batch.find_needed(sources, folder, args.neighbours)
+    with (
+        folders.removed_if_nothing_is_done(folder),
+        open_maps(args.submission, total) as submit,
+        batch.open_threads(workers, predictor) as pool,
+    ):
+        pages = batch.read_slices(sources, folder, config)
+        pages = batch.in_flight(predict_slice, pages, pool, workers)
+        pages = batch.close_gaps(pages, args.threshold, config)
+        pages = batch.in_flight(partial(batch.finish_page, config=config), pages, pool, workers)
         membrane, sheet, shown = outputs.write_masks(pages, total, folder, config, failed, submit)
         if args.submission and failed:
             fault = next(iter(failed.values()))
@@ -214,25 +231,24 @@ def predict_slices(args, predictor, workers: int, record: dict, metadata: dict, 
     return outputs.report(folder, membrane, failed, seconds)
 
 
-def make_mask(probability, threshold: float, plain: bool = False, region=None):
-    """Turns P(interior) into a mask. The thresholds of runs are calibrated for it as it stands.
+def threshold_map(probability, threshold: float, plain: bool = False, region=None):
+    """Turns P(interior) into a mask, whose gaps are closed when the neighbouring slices are there.
+
+    The thresholds of runs are calibrated for it as it stands.
 
     Args:
         probability: float32 (height, width) in [0, 1].
         threshold: on P(interior), in (0, 1): of each pixel if `plain`, else of whole borders.
-        plain: whether single pixels decide.
-        region: rows and columns of the map that a mask is wanted of, as `close_gaps` takes them.
+        plain: whether single pixels decide, and no gap is closed.
+        region: rows and columns of the map that a mask is wanted of, as `segment` takes them.
 
     Returns:
-        bool (height, width) of the region, True = cell interior.
+        `Segments` of the region: the mask, and the borders where membrane may be missing.
     """
-    from membrane.inference.masks import FOREGROUND_THRESHOLD, close_gaps
+    from membrane.inference.masks import FOREGROUND_THRESHOLD, segment, unsegmented
 
-    if plain:
-        mask = probability > threshold
-        return mask if region is None else mask[region].copy()
-    mask = probability > FOREGROUND_THRESHOLD
-    return close_gaps(mask, probability, threshold, region)
+    mask = probability > (threshold if plain else FOREGROUND_THRESHOLD)
+    return unsegmented(mask, region) if plain else segment(mask, probability, region)
 
 
 def find_test_slices(record: dict) -> Path:

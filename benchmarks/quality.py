@@ -29,7 +29,7 @@ from result_tables import HERE, append_row, draw_table, read_rows, write_tables
 import train
 from membrane import cli, metrics, runs
 from membrane.errors import UserError
-from membrane.inference.masks import precompute_segmentation
+from membrane.inference.neighbours import precompute_segmentations
 from membrane.io.labels import to_interior
 from membrane.io.normalization import normalize
 from membrane.io.readers import read_named
@@ -44,13 +44,16 @@ RECIPES = {  # flags of train.py
 }
 PLAN = [("small", 0), ("large", 0), ("small", 1), ("large", 1), ("small", 2)]  # recipe and seed
 SHIPPED = {"small": "pretrained", "large": "large"}  # recipe: folder in outputs/
-METHODS = {  # of turning the network's output into masks: flips averaged? whole borders?
-    "flips averaged": (True, True),
-    "one pass": (False, True),
-    "flips averaged, plain threshold": (True, False),
-    "one pass, plain threshold": (False, False),
+ALONE, TOGETHER = (lambda maps, way=way: precompute_segmentations(maps, way) for way in (0, 1))
+METHODS = {  # of turning the network's output into masks: flips averaged? what joins its cells?
+    "flips averaged, neighbours": (True, TOGETHER),
+    "one pass, neighbours": (False, TOGETHER),
+    "flips averaged": (True, ALONE),
+    "one pass": (False, ALONE),
+    "flips averaged, plain threshold": (True, lambda maps: [one.__gt__ for one in maps]),
+    "one pass, plain threshold": (False, lambda maps: [one.__gt__ for one in maps]),
 }
-DEFAULT, QUICK = "flips averaged", "one pass"
+DEFAULT, QUICK = "flips averaged, neighbours", "one pass, neighbours"
 SCORES = ("v_rand", "v_info", "membrane_f1")
 SCORE_NAMES = ("V_rand", "V_info", "membrane F1")  # the same in a table
 
@@ -185,11 +188,13 @@ def score_block(slices: list, scratch: Path, recipe: str, block: int, seed: int)
     """Trains without a block; returns the row of its scores."""
     held_out, run, record = train_without_block(slices, scratch, recipe, block, seed)
     labels, scores = [to_interior(label, name) for name, _, label in held_out], {}
-    for method, (tta, whole_borders) in METHODS.items():
-        predict = make_predictor(run, tta)
-        maps = [predict(normalize(image)) for _, image, _ in held_out]
-        segment = [precompute_segmentation(one) if whole_borders else one.__gt__ for one in maps]
-        table = metrics.score_thresholds(labels, segment)
+    predictors = {tta: make_predictor(run, tta) for tta in (True, False)}
+    maps = {
+        tta: [predict(normalize(image)) for _, image, _ in held_out]
+        for tta, predict in predictors.items()
+    }
+    for method, (tta, segment) in METHODS.items():
+        table = metrics.score_thresholds(labels, segment(maps[tta]))
         scores[method] = [[[round(r[key], 4) for key in SCORES] for r in rows] for rows in table]
     return {
         "recipe": recipe,
@@ -215,24 +220,28 @@ def ship(recipe: str, slices: list, rows: list[dict], scratch: Path, target: Pat
     for method, key in ((DEFAULT, "threshold"), (QUICK, "threshold_without_tta")):
         result = summarise(own, method)
         v_rand, v_info, _ = result["leave_one_out"].mean(0).tolist()
-        about = {"trainings": len(own), "v_rand": v_rand, "v_info": v_info}
+        about = {"trainings": result["trainings"], "v_rand": v_rand, "v_info": v_info}
         record[key], record["cross_validation"][method] = result["threshold"], about
     with atomic_write(target / "model.keras") as part:
         shutil.copyfile(run / "model.keras", part)
     write_json(target / "run.json", record)
 
 
-def summarise(rows: list[dict], method: str) -> dict:
-    """Returns what the trainings of one recipe scored by one of `METHODS`.
+def summarise(rows: list[dict], method: str) -> dict | None:
+    """Returns what the trainings of one recipe scored by one of `METHODS`; None: none has been.
 
     Returns:
+        trainings: how many there are.
         blocks: (seed, block) → the threshold chosen on the other blocks of that seed, and the
             block's mean of each of `SCORES` there; without those that have no other block.
         leave_one_out: float (blocks, scores), the same scores as one array.
         oracle: V_rand and V_info, each at the one threshold that is best for all.
         threshold: the one chosen on all rows.
     """
-    thresholds, blocks = rows[0]["thresholds"], {}
+    rows, blocks = [row for row in rows if method in row["scores"]], {}
+    if not rows:
+        return None
+    thresholds = rows[0]["thresholds"]
     tables = {(row["seed"], row["block"]): np.array(row["scores"][method]) for row in rows}
 
     def choose(some):  # each of a block: (slices, thresholds, scores)
@@ -246,6 +255,7 @@ def summarise(rows: list[dict], method: str) -> dict:
             blocks[seed, block] = thresholds[place], table[:, place].mean(0)
     every = list(tables.values())
     return {
+        "trainings": len(rows),
         "blocks": blocks,
         "leave_one_out": np.array([scores for _, scores in blocks.values()]),
         "oracle": np.concatenate(every).mean(0).max(0)[:2],
@@ -261,9 +271,9 @@ def draw_recipes(rows: list[dict]) -> str:
     for recipe, method in product(dict.fromkeys(row["recipe"] for row in rows), METHODS):
         own = [row for row in rows if row["recipe"] == recipe]
         result = summarise(own, method)
-        if result["blocks"]:
+        if result and result["blocks"]:
             v_rand, v_info, f1 = result["leave_one_out"].T
-            line = [recipe, f"{own[0]['parameters']:,}", method, len(own)]
+            line = [recipe, f"{own[0]['parameters']:,}", method, result["trainings"]]
             line += [f"{one.mean():.4f} ± {one.std():.4f}" for one in (v_rand, v_info)]
             line += ["{:.4f} / {:.4f}".format(*result["oracle"]), f"{f1.mean():.4f}"]
             minutes = np.mean([row["minutes"] for row in own])
@@ -275,7 +285,9 @@ def draw_recipes(rows: list[dict]) -> str:
 def draw_blocks(rows: list[dict], recipe: str) -> str:
     """Returns the table of one recipe's held-out blocks in Markdown."""
     own = {(row["seed"], row["block"]): row for row in rows if row["recipe"] == recipe}
-    blocks, lines = summarise(list(own.values()), DEFAULT)["blocks"] if own else {}, []
+    own_rows, lines = list(own.values()), []
+    result = summarise(own_rows, DEFAULT) or summarise(own_rows, "flips averaged")
+    blocks = result["blocks"] if result else {}
     for key, (threshold, scores) in blocks.items():
         slices = own[key]["slices"]
         line = [f"{slices[0]} to {slices[-1]}", own[key]["seed"], f"{threshold:g}"]

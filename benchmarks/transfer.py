@@ -21,7 +21,7 @@ from skimage.measure import label as connected_components
 import train
 from membrane import cli, metrics
 from membrane.errors import UserError
-from membrane.inference.masks import precompute_segmentation
+from membrane.inference.masks import segment
 from membrane.io.labels import to_interior
 from membrane.io.normalization import normalize, resize
 from membrane.io.writers import write_json
@@ -87,7 +87,8 @@ def score_masks(predict: Callable, slices: list, threshold: float, scale: float 
     """Returns the scores of each slice, predicted at a scale; labels are resized if need be."""
     scores = []
     for name, image, label in slices:
-        mask = precompute_segmentation(predict(normalize(image), scale))(threshold)
+        probability = predict(normalize(image), scale)
+        mask = segment(probability > 0.5, probability).close_gaps(threshold)
         truth = resize_label(to_interior(label, name), mask.shape)
         scores.append(metrics.score_slice(truth, mask))
     return scores

@@ -5,7 +5,7 @@ import math
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from membrane.errors import UnreadableError, UserError
-from membrane.inference.masks import label_cells, measure_cells
+from membrane.inference import neighbours
+from membrane.inference.masks import Segments, label_cells, measure_cells
 from membrane.inference.predictor import Predictor
 from membrane.io.containers import split_inner_path
 from membrane.io.labels import to_mask_bytes
@@ -24,6 +25,7 @@ from membrane.viewer.page import VIEW, make_views, thin
 from membrane.viewer.plots import make_thumbnail
 
 PIXELS_IN_FLIGHT = 2**26  # beyond these, one slice at a time
+MAX_TOGETHER = 2**25  # px; the masks of larger slices are decided one by one, since many are held
 FOLDERS = {"mask": "", "map": "probability", "labels": "labels"}  # in that of the masks
 
 
@@ -54,6 +56,8 @@ class Page:
     pixel_size: Size | None = None  # nm, y and x
     normalize: Callable | None = None  # its grey values to those that the network is trained on
     probability: np.ndarray | None = None  # P(interior), float32 (height, width)
+    segments: Segments | None = None  # of what its mask is made
+    agrees: bool | None = None  # with the slice before; None where nothing can be compared
     mask: np.ndarray | None = None  # bool (height, width), or as written: uint8, 255 = interior
     map: np.ndarray | None = None  # P(interior) as written, uint8 (height, width)
     labels: np.ndarray | None = None  # (height, width)
@@ -64,6 +68,11 @@ class Page:
     looks_inverted: bool = False
     thumbnails: tuple = ()  # of image and mask
     views: dict[str, bytes] | None = None  # the viewer's pictures of it
+
+    @property
+    def index(self) -> int:
+        """Its number among all pages."""
+        return self.source.first + self.number
 
     @property
     def name(self) -> str:
@@ -84,6 +93,7 @@ class PredictionConfig:
     probability: bool  # whether P(interior) is wanted, too, as 8-bit images
     submission: bool  # whether it is wanted as it is
     labels: bool  # whether the cells are wanted, numbered
+    together: bool  # whether neighbouring slices have a say in each other's masks
     thumbnail_pages: frozenset[int]  # numbers, among all pages, that a thumbnail is wanted of
     viewer_pages: frozenset[int]  # that the viewer shows
     polarity_sample: frozenset[int]  # that tell whether membranes are bright
@@ -167,27 +177,59 @@ def check_scaled(path: Path, shape: tuple[int, int], scale: Size, max_pixels: in
         )
 
 
+def find_needed(sources: Iterable[Source], folder: Path, together: bool) -> set[int]:
+    """Returns the pages to predict: those without a mask, and all that have a say in theirs."""
+    reach, needed = neighbours.REACH if together else 0, set()
+    for source in sources:
+        if not source.output(folder, "mask").exists():
+            needed.update(range(source.first - reach, source.first + source.pages + reach))
+    return needed
+
+
 def in_flight(
-    predict: Callable[[Page], Page], pages: Iterable[Page], predictor: Predictor, workers: int
+    work: Callable[[Page], Page], pages: Iterable[Page], pool: Executor, workers: int
 ) -> Iterator[Page]:
-    """Yields `predict(page)` of all pages in order, while later ones are computed.
+    """Yields `work(page)` of all pages in order, while later ones are computed in the pool.
 
     Those with an error are handed on as they are. So many `workers` compute at once, while pages
-    are small. The predictor, which `predict` calls, is stopped when anything goes wrong.
+    are small.
     """
     waiting, pixels = deque(), 0
-    with open_threads(workers, predictor) as pool:
-        for page in pages:
-            size = 0 if page.image is None else page.image.size * max(1.0, math.prod(page.scale))
-            work = (lambda page: page) if page.error else predict
-            waiting.append((pool.submit(work, page), size))
-            pixels += size
-            while len(waiting) > 2 * workers or pixels > PIXELS_IN_FLIGHT:
-                future, size = waiting.popleft()
-                pixels -= size
-                yield future.result()
-        while waiting:
-            yield waiting.popleft()[0].result()
+    for page in pages:
+        size = 0 if page.image is None else page.image.size * max(1.0, math.prod(page.scale))
+        done = (lambda page: page) if page.error else work
+        waiting.append((pool.submit(done, page), size))
+        pixels += size
+        while len(waiting) > 2 * workers or pixels > PIXELS_IN_FLIGHT:
+            future, size = waiting.popleft()
+            pixels -= size
+            yield future.result()
+    while waiting:
+        yield waiting.popleft()[0].result()
+
+
+def close_gaps(pages: Iterable[Page], threshold: float, config: PredictionConfig) -> Iterator[Page]:
+    """Yields pages, in order, with the masks that their segments make.
+
+    Args:
+        pages: segmented, but for those that are lost.
+        threshold: on P(interior), in (0, 1), of whole borders.
+        config: whether neighbouring slices have a say, and what is wanted beside the masks.
+    """
+
+    def hold(page):
+        if not (config.probability or config.submission or config.labels):
+            page.probability = None
+        if page.segments and math.prod(page.segments.shape) > MAX_TOGETHER:
+            page.mask = page.segments.close_gaps(threshold) if page.mask is None else page.mask
+            page.segments = None
+        return page, page.segments
+
+    slices = map(hold, pages)
+    for page, mask, page.agrees in neighbours.close_gaps(slices, threshold, config.together):
+        page.mask = mask if page.mask is None else page.mask
+        page.segments = None
+        yield page
 
 
 def finish_page(page: Page, config: PredictionConfig) -> Page:
@@ -202,14 +244,14 @@ def finish_page(page: Page, config: PredictionConfig) -> Page:
         if config.probability:
             page.map = to_bytes(page.probability)
         page.mask = to_mask_bytes(page.mask)
-    number, image = page.source.first + page.number, page.image
-    if number in config.polarity_sample:
+    image = page.image
+    if page.index in config.polarity_sample:
         middle = page.normalize(image[middle_region(image.shape)])
         page.looks_inverted = looks_inverted(middle, page.scale)
-    if number in config.thumbnail_pages:
+    if page.index in config.thumbnail_pages:
         small = page.normalize(thin(image)), thin(page.mask)
         page.thumbnails = tuple(map(make_thumbnail, small))
-    if number in config.viewer_pages:
+    if page.index in config.viewer_pages:
         seen = page.normalize(thin(image, VIEW))
         page.views = make_views(seen, page.mask, page.map, page.labels)
     page.image = page.normalize = None

@@ -1,41 +1,82 @@
 """Masks and numbered cells: whole borders decide what is one cell, not single pixels."""
 
-import heapq
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-from scipy import ndimage, special
-from scipy.cluster.hierarchy import DisjointSet
 from skimage.measure import label as connected_components
 from skimage.measure import regionprops_table
 from skimage.segmentation import relabel_sequential, watershed
 
+from membrane.inference.basins import Borders, agglomerate, find_basins, measure_borders
 from membrane.inference.tiling import Region, expand, full_region, intersect, relative_to, shape_of
 
 WINDOW, WINDOW_HALO = 1024, 128  # px, of what one mask is made from
 FOREGROUND_THRESHOLD = 0.5  # on P(interior), for a pixel whose border does not decide
-SMOOTHING, MIN_SEED_DISTANCE = 1.5, 6  # px: of the distance to membrane, between two seeds
 MIN_CELL_AREA = 32  # px; what is smaller is not labelled as a cell
-P_EPS = 1e-4  # a border's log-odds count no further than those of this probability
-NEIGHBOURS = (  # each pixel and the one above; each pixel and the one on its left
-    (np.s_[1:], np.s_[:-1]),
-    (np.s_[:, 1:], np.s_[:, :-1]),
-)
 
 
-def close_gaps(
-    mask: np.ndarray, probability: np.ndarray, threshold: float, region: Region | None = None
-) -> np.ndarray:
-    """Draws the membrane between touching cells that single pixels of P(interior) have missed.
+@dataclass(frozen=True)
+class Window:
+    """A part of a slice whose borders are judged together.
+
+    Args:
+        core: where its pixels go in the mask of what is wanted.
+        inside: the same rows and columns, in the window.
+        mask: bool (height, width), True = P(interior) is above `FOREGROUND_THRESHOLD`.
+        basins: int32 (height, width), of `find_basins`; None where there is one or none.
+        borders: between them.
+    """
+
+    core: Region
+    inside: Region
+    mask: np.ndarray
+    basins: np.ndarray | None = None
+    borders: Borders | None = None
+
+    def draw(self, cells: np.ndarray | None) -> np.ndarray:
+        """Returns the mask of `core`, bool, with lines between the cells that the basins make."""
+        if self.borders is None:
+            return self.mask[self.inside]
+        pixels, border = self.borders.line
+        apart = np.not_equal(*cells[self.borders.pairs].T)[border]
+        mask = self.mask.copy()
+        mask.ravel()[pixels[apart]] = False
+        return mask[self.inside]
+
+
+@dataclass(frozen=True)
+class Segments:
+    """A slice, or a region of one, cut into basins: all that the choice of a threshold needs."""
+
+    shape: tuple[int, int]
+    windows: list[Window]
+
+    def close_gaps(self, threshold: float) -> np.ndarray:
+        """Returns its mask, bool (height, width), True = cell interior; by the slice alone.
+
+        Args:
+            threshold: on P(interior), in (0, 1), of whole borders.
+        """
+        borders = [window.borders for window in self.windows]
+        return self.draw([one and agglomerate(one, threshold) for one in borders])
+
+    def draw(self, cells: Sequence[np.ndarray | None]) -> np.ndarray:
+        """Returns the mask, bool (height, width), of the cells of each window's basins."""
+        closed = np.empty(self.shape, bool)
+        for window, own in zip(self.windows, cells, strict=True):
+            closed[window.core] = window.draw(own)
+        return closed
+
+
+def segment(mask: np.ndarray, probability: np.ndarray, region: Region | None = None) -> Segments:
+    """Finds where membrane may be missing between touching cells.
 
     A plain threshold joins two cells through one missing membrane pixel. Here a whole border has to
     speak. The map is cut into basins, one about each spot far from membrane, by a watershed whose
-    basins meet where P is lowest. Then the two neighbours with the highest mean log-odds of
-    "interior" along their border are joined, again and again, borders that come to lie between the
-    same two counting as one (mean boundary agglomeration), while that mean exceeds the threshold's.
-    Lines of one pixel are drawn between those that stay apart. So a gap is closed when the rest of
+    basins meet where P is lowest. Then those are joined whose border says so (`agglomerate`), and
+    lines of one pixel are drawn between those that stay apart. So a gap is closed when the rest of
     its membrane is there, and the mask hardly depends on the threshold. A slice beyond 1024 px is
     judged in overlapping windows of that size: memory and time stay in proportion, and a border
     counts as far as its window shows it.
@@ -43,16 +84,28 @@ def close_gaps(
     Args:
         mask: bool (height, width), True = interior: `probability > FOREGROUND_THRESHOLD`.
         probability: P(interior) in [0, 1], float (height, width).
-        threshold: on P(interior), in (0, 1).
         region: rows and columns that a mask is wanted of; None for all. Where the map is a part of
             a slice's, these start where a window of the slice does, and the map goes `WINDOW_HALO`
             px beyond them, as far as the slice does.
-
-    Returns:
-        bool, of the shape of what is wanted, True = cell interior.
     """
-    region = region or full_region(probability.shape)
-    return _close(_windows(mask, probability, region), shape_of(region), threshold)
+    region, windows = region or full_region(probability.shape), []
+    for top, left in product(*(range(line.start, line.stop, WINDOW) for line in region)):
+        core = intersect(np.s_[top : top + WINDOW, left : left + WINDOW], region)
+        seen = expand(core, WINDOW_HALO, probability.shape)
+        part, values = mask[seen], probability[seen]
+        cut = ()
+        if part.any() and not part.all():
+            basins = find_basins(part, values)
+            cut = basins, measure_borders(basins, part, values)
+        windows.append(Window(relative_to(core, region), relative_to(core, seen), part, *cut))
+    return Segments(shape_of(region), windows)
+
+
+def unsegmented(mask: np.ndarray, region: Region | None = None) -> Segments:
+    """Returns a mask, bool (height, width), or a region of it, as one whose gaps stay open."""
+    region = region or full_region(mask.shape)
+    shape = shape_of(region)
+    return Segments(shape, [Window(full_region(shape), full_region(shape), mask[region].copy())])
 
 
 def label_cells(
@@ -93,109 +146,3 @@ def measure_cells(labels: np.ndarray, probability: np.ndarray) -> dict[str, np.n
     names = "label", "area_px", "y", "x", "top", "left", "bottom", "right", "mean_probability"
     table["area"] = table["area"].astype(int)
     return dict(zip(names, (column.round(4) for column in table.values()), strict=True))
-
-
-def precompute_segmentation(probability: np.ndarray) -> Callable[[float], np.ndarray]:
-    """Returns the mask of a map as a function of the threshold; a further one costs little.
-
-    Args:
-        probability: P(interior) in [0, 1], float (height, width).
-    """
-    mask = probability > FOREGROUND_THRESHOLD
-    parts = list(_windows(mask, probability, full_region(probability.shape)))
-    return partial(_close, parts, probability.shape)
-
-
-def _close(parts: Iterable[tuple], shape: tuple[int, int], threshold: float) -> np.ndarray:
-    """Returns a mask, bool, of the parts that `_windows` yields."""
-    closed = np.empty(shape, bool)
-    for core, inside, *part in parts:
-        closed[core] = _draw_lines(*part, threshold)[inside]
-    return closed
-
-
-def _windows(mask: np.ndarray, probability: np.ndarray, region: Region) -> Iterator[tuple]:
-    """Yields parts of a mask: where in it they go, and where in the mask, map, basins of each."""
-    for top, left in product(*(range(line.start, line.stop, WINDOW) for line in region)):
-        core = intersect(np.s_[top : top + WINDOW, left : left + WINDOW], region)
-        window = expand(core, WINDOW_HALO, probability.shape)
-        part = mask[window], probability[window]
-        yield relative_to(core, region), relative_to(core, window), *part, _find_basins(*part)
-
-
-def _find_basins(mask: np.ndarray, probability: np.ndarray) -> np.ndarray | None:
-    """Returns the basins of a window, numbered from 1; None where there is one or none."""
-    if mask.all() or not mask.any():
-        return None
-    steps = ndimage.distance_transform_cdt(mask, "taxicab").astype(np.float32)
-    depth = ndimage.gaussian_filter(steps, SMOOTHING)
-    peaks = mask & (depth == ndimage.maximum_filter(depth, 2 * MIN_SEED_DISTANCE + 1))
-    seeds = connected_components(peaks, connectivity=2)
-    return watershed(-probability, seeds, connectivity=1)
-
-
-def _draw_lines(
-    mask: np.ndarray, probability: np.ndarray, basins: np.ndarray | None, threshold: float
-) -> np.ndarray:
-    """Returns the mask of a window whose basins are known, with lines where cells touch."""
-    if basins is None:
-        return mask
-    cells = agglomerate(basins, probability, threshold)[basins]
-    line = np.zeros_like(mask)
-    for here, there in NEIGHBOURS:
-        apart = (cells[here] != cells[there]) & mask[here] & mask[there]
-        darker = probability[here] <= probability[there]
-        line[here] |= apart & darker
-        line[there] |= apart & ~darker
-    return mask & ~line
-
-
-def agglomerate(basins: np.ndarray, probability: np.ndarray, threshold: float) -> np.ndarray:
-    """Returns the cell of each basin: mean boundary agglomeration up to a threshold.
-
-    Args:
-        basins: int (height, width), numbered from 1, without membrane between them.
-        probability: P(interior), float (height, width).
-        threshold: on P(interior); two neighbours whose border's mean log-odds exceed its are one.
-
-    Returns:
-        int (basins + 1,), by the basin's number.
-    """
-    threshold = special.logit(threshold)
-    keys, values = [], []
-    count = int(basins.max()) + 1
-    for here, there in NEIGHBOURS:
-        border = basins[here] != basins[there]
-        pair = np.stack([basins[here][border], basins[there][border]]).astype(np.int64)
-        keys.append(pair.min(0) * count + pair.max(0))
-        values.append(np.minimum(probability[here][border], probability[there][border]))
-    odds = special.logit(np.clip(np.concatenate(values), P_EPS, 1 - P_EPS))
-    keys, inverse = np.unique(np.concatenate(keys), return_inverse=True)
-    sums, lengths = np.bincount(inverse, odds).tolist(), np.bincount(inverse).tolist()
-
-    borders = [{} for _ in range(count)]  # of each basin: neighbour → (sum of log-odds, length)
-    queue = []
-    for key, total, length in zip(keys.tolist(), sums, lengths, strict=True):
-        one, other = divmod(key, count)
-        borders[one][other] = borders[other][one] = (total, length)
-        queue.append((-total / length, one, other))
-    heapq.heapify(queue)
-    cells = DisjointSet(range(count))
-    while queue and -queue[0][0] > threshold:
-        odds, one, other = heapq.heappop(queue)
-        total, length = borders[one].get(other, (np.inf, 1))
-        if -total / length != odds:
-            continue  # joined, or its border has changed, since this was queued
-        cells.merge(one, other)
-        if len(borders[one]) < len(borders[other]):
-            one, other = other, one
-        del borders[one][other]
-        for third, (more, extra) in borders[other].items():
-            if third != one:
-                del borders[third][other]
-                total, length = borders[one].get(third, (0.0, 0))
-                both = total + more, length + extra
-                borders[one][third] = borders[third][one] = both
-                heapq.heappush(queue, (-both[0] / both[1], one, third))
-        borders[other] = {}
-    return np.array([cells[basin] for basin in range(count)])

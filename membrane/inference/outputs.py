@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from membrane import runs
 from membrane.errors import UnreadableError
-from membrane.inference.batch import FOLDERS, Page, PredictionConfig
+from membrane.inference.batch import FOLDERS, MAX_TOGETHER, Page, PredictionConfig
 from membrane.inference.masks import MIN_CELL_AREA
 from membrane.io.labels import INTERIOR
 from membrane.io.pixel_size import Size
@@ -42,7 +42,7 @@ def write_masks(
     Returns:
         Each page's membrane fraction, the contact sheet's thumbnails, and what the page shows.
     """
-    membrane, inverted, sheet, shown, noted = {}, [], [], [], set()
+    membrane, inverted, agreed, sheet, shown, noted = {}, [], [], [], [], set()
     live = sys.stdout.isatty()
     with show_progress(total, " slices") as progress, contextlib.closing(pages):
         for source, parts in groupby(pages, key=lambda page: page.source):
@@ -64,10 +64,11 @@ def write_masks(
                         if page.thumbnails:
                             thumbnails.append((page.name, *page.thumbnails))
                         if page.views:
-                            number, part = source.first + page.number, found[page.name]
+                            number, part = page.index, found[page.name]
                             name = page.name.replace(source.file.name, Path(source.target).stem)
                             seen.append(write_views(folder, page.views, number, name, part))
                         inverted += [page.name] if page.looks_inverted else []
+                        agreed += [] if page.agrees is None else [page.agrees]
                         for kind, text in _notes(page, config).items():
                             if kind not in noted:
                                 noted.add(kind)
@@ -81,6 +82,7 @@ def write_masks(
                 sheet += thumbnails
                 shown += seen
     note_inverted(inverted, config.polarity_sample, config.invert)
+    note_neighbours(agreed)
     return membrane, sheet, shown
 
 
@@ -124,6 +126,11 @@ def _notes(page: Page, config: PredictionConfig) -> dict[str, str]:
             f"{page.blank_fraction:.0%} of {page.name} is no tissue (squares of one grey value, or "
             "pixels without one): left out, no cell there"
         )
+    if config.together and page.mask.size > MAX_TOGETHER:
+        notes["large"] = (
+            f"{page.name} has over {MAX_TOGETHER:,} px and is decided by itself; with --zarr its "
+            "neighbours have a say"
+        )
     if page.scale != (1.0, 1.0):
         file = page.source.file
         notes["scale"] = describe_scale(file.name, page.pixel_size, config.pixel_size)
@@ -145,6 +152,14 @@ def note_inverted(names: list[str], polarity_sample: Collection, invert: bool) -
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
         advice = "after --invert: try without" if invert else "if so, add --invert"
         print(f"Note: {names[0]}{others} look like bright membranes on dark cells; {advice}")
+
+
+def note_neighbours(agreed: list[bool]) -> None:
+    """Says how many slices were taken for neighbours of the one before."""
+    if agreed:
+        many = f"{sum(agreed)} of {len(agreed)} slices agree with the one before them"
+        what = "they have a say in its mask" if any(agreed) else "each was decided by itself"
+        print(f"Neighbours: {many}; {what}")
 
 
 def note_skipped(paths: Sequence[Path]) -> None:
@@ -209,7 +224,7 @@ def report(folder: Path, membrane: dict[str, float], failed: dict[str, str], sec
             f"Note: hardly any or very much membrane in {summarise(implausible)}: is it EM with "
             "dark membranes on bright cells, near 4 nm per pixel?"
         )
-    for line in failed.values():
+    for line in dict.fromkeys(failed.values()):
         print(f"predict.py: error: {' '.join(line.split())}", file=sys.stderr)
     if not failed:
         return 0

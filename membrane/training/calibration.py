@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from membrane import metrics, runs
-from membrane.inference.masks import precompute_segmentation
+from membrane.inference.neighbours import precompute_segmentations
 from membrane.inference.precision import with_dtype
 from membrane.inference.predictor import Predictor
 from membrane.io.normalization import DEVIATION, MEAN
@@ -59,7 +59,7 @@ def _calibrate(record: dict, network: keras.Model, held_out, prior: float) -> tu
     for tta, end, title in ((False, "_without_tta", ""), (True, "", ", 8 flips averaged")):
         predict = Predictor(network, tta=tta)
         maps = [predict(image) for image in held_out.images]
-        segmentations = [precompute_segmentation(one) for one in maps]
+        segmentations = precompute_segmentations(maps)
         chosen = metrics.calibrate(
             held_out.labels, segmentations, known=held_out.known, prior=prior
         )

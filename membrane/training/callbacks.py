@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from membrane import metrics
 from membrane.errors import UserError
-from membrane.inference.masks import precompute_segmentation
+from membrane.inference.neighbours import precompute_segmentations
 from membrane.inference.predictor import Predictor
 from membrane.io.writers import HeldError, atomic_write
 from membrane.training.augmentation import UNKNOWN
@@ -117,8 +117,9 @@ def validate(predict: Predictor, held_out, loss="binary_crossentropy") -> dict:
         losses.append(values[known.ravel()] if values.size == known.size else values)
         pixels.append((label[known], one[known] > 0.5))
     truth, found = map(np.concatenate, zip(*pixels, strict=True))
-    segmentations, thresholds = map(precompute_segmentation, maps), metrics.THRESHOLDS[::2]
-    oracle = metrics.calibrate(held_out.labels, list(segmentations), thresholds)["oracle"]
+    segmentations, thresholds = precompute_segmentations(maps), metrics.THRESHOLDS[::2]
+    known = held_out.known
+    oracle = metrics.calibrate(held_out.labels, segmentations, thresholds, known)["oracle"]
     return {
         "loss": float(np.mean(np.concatenate(losses))),
         "membrane_iou": metrics.score_membrane(truth, found)["membrane_iou"],

@@ -11,6 +11,8 @@ from tqdm import tqdm
 
 from membrane.errors import UnreadableError
 from membrane.inference.masks import WINDOW_HALO
+from membrane.inference.neighbours import REACH as NEIGHBOURS
+from membrane.inference.neighbours import ROUNDS, Series
 from membrane.inference.precision import choose_precision
 from membrane.inference.predictor import Predictor
 from membrane.inference.tiling import Region, expand, full_region, relative_to, shape_of
@@ -30,6 +32,7 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
 
     Returns:
         membrane: how many membrane pixels each of its slices has.
+        agreed: whether each agrees with the one before, where that can be told.
         computed_in: the precision of whoever predicted it.
     """
     shape = source.shape[1:]
@@ -37,12 +40,21 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
     tiled = job.scale == (1.0, 1.0)
     read = predictor.tiling.input_region(seen, shape) if tiled else full_region(shape)
     wide = expand(read, REACH, shape)  # for what is tissue, as the whole slice tells it
-    stack, samples = _read(source, block.z, wide)
+    wanted, flags = relative_to(block.region, seen), job.flags
     masks = np.empty(np.subtract(block.stop, block.start), np.uint8)
-    maps = np.empty_like(masks)
-    wanted = relative_to(block.region, seen)
-    for number, (image, sample) in enumerate(zip(stack, samples, strict=True)):
-        normalize = make_normalizer(sample, **job.scaling, invert=job.flags.invert)
+    maps, held, ahead = np.empty_like(masks), {}, ROUNDS if flags.neighbours else 0
+    first, last = max(block.z.start - ahead, 0), min(block.z.stop + ahead, source.shape[0])
+    stack, samples = _read(source, slice(first, last), wide)
+
+    def segment(z):
+        """Returns the segments of a slice; reads it where it lies beyond those that mostly do."""
+        if z in held or not 0 <= z < source.shape[0]:
+            return held.get(z)
+        if first <= z < last:
+            image, sample = stack[z - first], samples[z - first]
+        else:
+            (image,), (sample,) = _read(source, slice(z, z + 1), wide)
+        normalize = make_normalizer(sample, **job.scaling, invert=flags.invert)
         blank = find_blank(image)
         image = fill_blank(image, blank, sample)
         if tiled:
@@ -52,14 +64,32 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
             probability = predictor(image, job.scale, normalize)[seen]
         if blank is not None:
             probability[blank[relative_to(seen, wide)]] = 0.0
-        mask = job.make_mask(probability, job.flags.threshold, job.flags.plain, wanted)
+        if flags.probability and block.z.start <= z < block.z.stop:
+            maps[z - block.z.start] = normalization.to_bytes(probability[wanted])
+        held[z] = job.threshold_map(probability, flags.threshold, flags.plain, wanted)
+        return held[z]
+
+    series, agreed = Series(segment, flags.threshold), []
+    for number, z in enumerate(range(block.z.start, block.z.stop)):
+        if flags.neighbours:
+            mask = series.mask(z)
+            agreed.append(series.agree(z - 1, z))
+        else:
+            mask = segment(z).close_gaps(flags.threshold)
         masks[number] = to_mask_bytes(mask)
-        if job.flags.probability:
-            maps[number] = normalization.to_bytes(probability[wanted])
+        series.forget(z - NEIGHBOURS)
+        held.pop(z - NEIGHBOURS, None)
     for path, part in zip(job.outputs, (masks, maps), strict=False):
         pyramid.write_part(path, 0, block.start, part)
-    membrane = (masks == 0).sum((1, 2)).tolist()
-    return mark(job, block, {"membrane": membrane, "computed_in": choose_precision()[0]})
+    return mark(
+        job,
+        block,
+        {
+            "membrane": (masks == 0).sum((1, 2)).tolist(),
+            "agreed": [one for one in agreed if one is not None],
+            "computed_in": choose_precision()[0],
+        },
+    )
 
 
 def shrink_block(job: Job, block: Block) -> dict:
@@ -98,12 +128,15 @@ def describe(job: Job, source: store.Volume, predictor: Predictor, workers: int)
     regions = [expand(one.region, halo, shape) for one in job.cut(0) if one.start[0] == 0]
     work = sum(math.prod(shape_of(tiling.input_region(one, shape))) for one in regions)
     more = work / math.prod(shape) if job.scale == (1.0, 1.0) else math.prod(job.scale)
+    ahead = min(2 * ROUNDS * flags.neighbours, source.shape[0] - job.block[0])
+    more *= (job.block[0] + ahead) / job.block[0]
     image = _see_middle(job, source, source.shape[0] // 2)
     with ThreadPoolExecutor(workers) as pool:
         for _ in range(2):  # the first one builds the network's graph
             began = time.perf_counter()
             maps = pool.map(predictor, [image] * workers)
-            list(pool.map(lambda one: job.make_mask(one, flags.threshold, flags.plain), maps))
+            cut = pool.map(lambda one: job.threshold_map(one, flags.threshold, flags.plain), maps)
+            list(pool.map(lambda one: one.close_gaps(flags.threshold), cut))
             rate = workers * image.size / (time.perf_counter() - began) / more
     counts = [sum(1 for _ in job.cut(level)) for level in range(len(job.levels))]
     outputs = len(job.outputs)

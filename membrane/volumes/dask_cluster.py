@@ -45,8 +45,8 @@ def open_cluster(job: Job, address: str) -> Iterator[Pool]:
             f"--scheduler {address}: no Dask scheduler answers there ({first_line(error)}); start "
             "one by: dask scheduler"
         ) from None
-    # Of the functions of a script, such as make_mask, the workers get the code.
-    cloudpickle.register_pickle_by_value(sys.modules[job.make_mask.__module__])
+    # Of the functions of a script, such as threshold_map, the workers get the code.
+    cloudpickle.register_pickle_by_value(sys.modules[job.threshold_map.__module__])
 
     def count_tasks() -> int:
         """Returns how many tasks keep the workers busy."""

@@ -56,7 +56,7 @@ class Job:
     state: str  # that changes when the volume does
     model: Path  # of the network
     masks: Path  # the OME-Zarr that is written
-    make_mask: Callable  # `predict.make_mask`
+    threshold_map: Callable  # `predict.threshold_map`
     scaling: dict[str, float]  # `make_normalizer`'s mean and deviation
     scale: tuple[float, float]  # of height and width, to the pixels the network is trained at
     block: tuple[int, int, int]  # shape of the blocks, (z, y, x), of `choose_block`

@@ -30,13 +30,13 @@ def predict_volume(
     record: dict,
     metadata: dict,
     device: str,
-    make_mask: Callable,
+    threshold_map: Callable,
 ) -> int:
     """Predicts a volume block by block, writes OME-Zarr, record and contact sheet.
 
     `workers` blocks are predicted at once here, while they are small. The workers of a cluster load
     the network from the path `model`. `metadata` is what is known of this prediction, `device` what
-    computes here, and `make_mask` as `Job` has it.
+    computes here, and `threshold_map` as `Job` has it.
 
     Returns:
         The exit status.
@@ -53,7 +53,7 @@ def predict_volume(
         state=folders.fingerprint(source.files),
         model=model.resolve(),
         masks=Path(f"{folders.output_name(args.input)}.zarr"),
-        make_mask=make_mask,
+        threshold_map=threshold_map,
         scaling=record.get("scaling", {}),
         scale=scale,
         block=choose_block(source.shape, scale, source.chunk_depth),
@@ -81,8 +81,9 @@ def predict_volume(
     else:
         pool = open_local(job, source, predictor, workers)
     with outputs.show_progress(math.prod(source.shape) / 1e6, " Mpixel") as progress:
-        membrane, failed, precisions = run_job(job, source, pool, progress.update)
+        membrane, failed, precisions, agreed = run_job(job, source, pool, progress.update)
     seconds = time.monotonic() - began
+    outputs.note_neighbours(agreed)
     if len(precisions) > 1:
         print(
             f"Note: parts were computed in {' and '.join(sorted(precisions))}, by workers of "

@@ -52,16 +52,16 @@ def run_job(
     source: store.Volume,
     open_pool: AbstractContextManager[Pool],
     progress: Callable[[float], object],
-) -> tuple[dict[str, float], dict[str, str], set[str]]:
+) -> tuple[dict[str, float], dict[str, str], set[str], list[bool]]:
     """Predicts those blocks of a volume that are not done yet, then draws the pyramid.
 
     The pool is that of `open_local` or `dask_cluster.open_cluster`; `progress` is told how many
     megapixels more are done.
 
     Returns:
-        The membrane fraction of each slice; what could not be done, by block; and the precisions
-        that the blocks were computed in. Without pyramid where something could not be done: it can
-        be mended, and the rest done by the same call.
+        The membrane fraction of each slice; what could not be done, by block; the precisions that
+        the blocks were computed in; and whether slices agree with the one before. Without pyramid
+        where something could not be done: it can be mended, and the rest done by the same call.
 
     Raises:
         UserError: there is no going on.
@@ -69,7 +69,7 @@ def run_job(
     for path in job.outputs:
         pyramid.create_volume(path, source.voxel, job.levels, job.block)
     membrane, lacking = np.zeros(source.shape[0]), np.zeros(source.shape[0], bool)
-    failed, precisions = {}, set()
+    failed, precisions, agreed = {}, set(), []
     with open_pool as pool:
         for block, result in _finish_level(job, 0, pool.predict, pool):
             if isinstance(result, UnreadableError):
@@ -78,13 +78,14 @@ def run_job(
                 continue
             membrane[block.z] += result["membrane"]
             precisions.add(result["computed_in"])
+            agreed += result["agreed"]
             progress(math.prod(np.subtract(block.stop, block.start)) / 1e6)
         for level in range(1, 1 if failed else len(job.levels)):
             for _ in _finish_level(job, level, partial(shrink_block, job), pool):
                 pass
     fractions = membrane / math.prod(source.shape[1:])
     done = {f"z {z}": float(fractions[z]) for z in np.flatnonzero(~lacking)}
-    return done, failed, precisions
+    return done, failed, precisions, agreed
 
 
 def _finish_level(job: Job, level: int, function: Callable, pool: Pool) -> Iterator[tuple]:

@@ -113,7 +113,9 @@ def test_a_shipped_run_has_the_cross_validated_thresholds_and_no_path(tmp_path, 
     text = (tmp_path / "shipped" / "run.json").read_text()
     assert str(tmp_path) not in text
     assert json.loads(text)["threshold"] == 0.7
-    assert json.loads(text)["cross_validation"]["one pass"]["v_rand"] == pytest.approx(1)
+    assert json.loads(text)["cross_validation"]["one pass, neighbours"]["v_rand"] == pytest.approx(
+        1
+    )
     assert (tmp_path / "shipped" / "model.keras").read_bytes() == b"weights"
 
 

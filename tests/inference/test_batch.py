@@ -1,3 +1,4 @@
+import functools
 import threading
 import time
 
@@ -7,7 +8,7 @@ from conftest import run_predict
 from PIL import Image
 
 import predict
-from membrane.inference import batch
+from membrane.inference import batch, neighbours
 from membrane.inference.batch import PredictionConfig, Source
 from membrane.io.normalization import make_normalizer, sample_pixels, to_grey
 
@@ -16,11 +17,11 @@ class Watched:
     """A predictor that is slower with dark slices, and knows how many it had at once."""
 
     def __init__(self):
-        self.now, self.most, self.lock = 0, 0, threading.Lock()
+        self.now, self.most, self.count, self.lock = 0, 0, 0, threading.Lock()
 
     def __call__(self, image, scale, normalize):
         with self.lock:
-            self.now += 1
+            self.now, self.count = self.now + 1, self.count + 1
             self.most = max(self.most, self.now)
         time.sleep(0.05 if image.mean() < 128 else 0.01)
         with self.lock:
@@ -42,7 +43,7 @@ def sources(tmp_path):
     return found
 
 
-def predict_all(sources, folder, predictor, workers=3, **others):
+def predict_all(sources, folder, predictor, workers=3, together=True, **others):
     known = {
         "pixel_size": None,
         "override_pixel_size": None,
@@ -50,6 +51,7 @@ def predict_all(sources, folder, predictor, workers=3, **others):
         "probability": True,
         "submission": False,
         "labels": False,
+        "together": together,
         "max_pixels": 10_000,
         "channel": None,
         "thumbnail_pages": frozenset({3}),
@@ -61,13 +63,18 @@ def predict_all(sources, folder, predictor, workers=3, **others):
     def work(page):
         page.image = to_grey(page.image)
         page.normalize = make_normalizer(sample_pixels(page.image))
-        if page.mask is None:
+        if page.index in needed:
             page.probability = predictor(page.image, page.scale, page.normalize)
-            page.mask = predict.make_mask(page.probability, 0.5)
-        return batch.finish_page(page, config)
+            page.segments = predict.threshold_map(page.probability, 0.5)
+        return page
 
-    pages = batch.read_slices(sources, folder, config)
-    return batch.in_flight(work, pages, predictor, workers)
+    needed = batch.find_needed(sources, folder, together)
+    with batch.open_threads(workers, predictor) as pool:
+        pages = batch.read_slices(sources, folder, config)
+        pages = batch.in_flight(work, pages, pool, workers)
+        pages = batch.close_gaps(pages, 0.5, config)
+        finish = functools.partial(batch.finish_page, config=config)
+        yield from batch.in_flight(finish, pages, pool, workers)
 
 
 def test_pages_come_in_order_though_several_are_computed_at_once(sources, tmp_path):
@@ -105,8 +112,17 @@ def test_masks_that_lie_there_are_not_computed_again(sources, tmp_path):
     (tmp_path / "masks/probability").mkdir(parents=True)
     Image.new("L", (30, 20), 7).save(tmp_path / "masks/5.png")
     Image.new("L", (30, 20), 9).save(tmp_path / "masks/probability/5.png")
-    pages = list(predict_all(sources, tmp_path / "masks", Watched()))
-    assert (pages[5].mask == 7).all() and (pages[5].map == 9).all()
+    for together, predicted in ((True, 8), (False, 7)):
+        predictor = Watched()
+        pages = list(predict_all(sources, tmp_path / "masks", predictor, together=together))
+        assert (pages[5].mask == 7).all() and (pages[5].map == 9).all()
+        assert predictor.count == predicted  # the neighbours' masks depend on it
+    for number in (0, 1, 2, 3, 4, 6):
+        Image.new("L", (30, 20), 7).save(tmp_path / f"masks/{number}.png")
+        Image.new("L", (30, 20), 9).save(tmp_path / f"masks/probability/{number}.png")
+    predictor = Watched()
+    pages = list(predict_all(sources, tmp_path / "masks", predictor))
+    assert predictor.count == 1 + neighbours.REACH and (pages[7].mask != 7).any()
 
 
 def test_leaving_early_leaves_no_work_behind(sources, tmp_path):

@@ -3,13 +3,19 @@ import pytest
 from scipy import special
 from skimage.measure import label as connected_components
 
-from membrane.inference import masks
+from membrane.inference import basins, masks
+from membrane.inference.neighbours import precompute_segmentations
 
 RNG = np.random.default_rng(0)
 
 
 def close_gaps(probability, threshold):
-    return masks.close_gaps(probability > masks.FOREGROUND_THRESHOLD, probability, threshold)
+    return masks.segment(probability > 0.5, probability).close_gaps(threshold)
+
+
+def agglomerate(parts, probability, threshold):
+    borders = basins.measure_borders(parts, probability > 0.5, probability)
+    return basins.agglomerate(borders, threshold)
 
 
 def two_cells(membrane=0.1, gap=0.95, rows=slice(28, 34)):
@@ -55,7 +61,7 @@ def test_a_precomputed_segmentation_gives_the_same_masks(monkeypatch):
     monkeypatch.setattr(masks, "WINDOW", 48)
     monkeypatch.setattr(masks, "WINDOW_HALO", 16)
     for probability in (np.tile(two_cells(membrane=0.4, gap=0.7), (2, 1)), np.full((5, 60), 0.7)):
-        segment = masks.precompute_segmentation(probability)
+        (segment,) = precompute_segmentations([probability])
         for threshold in (0.2, 0.5, 0.9):
             assert np.array_equal(segment(threshold), close_gaps(probability, threshold))
 
@@ -63,13 +69,13 @@ def test_a_precomputed_segmentation_gives_the_same_masks(monkeypatch):
 def test_borders_that_come_together_count_as_one():
     """One half of a membrane is open between two basins, but the other is shut: two cells."""
     shut, ajar = -4.0, 1.0
-    basins = np.repeat([[1, 3], [2, 4]], 10, axis=0).repeat(10, axis=1)
+    parts = np.repeat([[1, 3], [2, 4]], 10, axis=0).repeat(10, axis=1)
     odds = np.full((20, 20), 5.0)
     odds[:10, 9:11], odds[10:, 9:11] = ajar, shut
-    cells = masks.agglomerate(basins, special.expit(odds), 0.5)
+    cells = agglomerate(parts, special.expit(odds), 0.5)
     assert cells[1] == cells[2] and cells[3] == cells[4] and cells[1] != cells[3]
     odds[10:, 9:11] = -ajar / 2
-    cells = masks.agglomerate(basins, special.expit(odds), 0.5)
+    cells = agglomerate(parts, special.expit(odds), 0.5)
     assert cells[1] == cells[2] == cells[3] == cells[4]
 
 
@@ -103,19 +109,19 @@ def test_a_mask_without_cells_has_no_labels():
 
 
 def test_a_pixel_that_is_certainly_interior_does_not_outweigh_a_border():
-    basins = np.ones((10, 8), np.int32)
-    basins[:, 4:] = 2
+    parts = np.ones((10, 8), np.int32)
+    parts[:, 4:] = 2
     probability = np.ones((10, 8), np.float32)
     probability[:6, 3:5] = 1e-4
-    assert len(set(masks.agglomerate(basins, probability, 0.5)[1:])) == 2
+    assert len(set(agglomerate(parts, probability, 0.5)[1:])) == 2
     probability[:3, 3:5] = 1
-    assert len(set(masks.agglomerate(basins, probability, 0.5)[1:])) == 1
+    assert len(set(agglomerate(parts, probability, 0.5)[1:])) == 1
 
 
 def test_borders_that_become_one_count_by_their_lengths():
-    basins = np.full((12, 8), 3, np.int32)
-    basins[:5, :4], basins[5:, :4] = 1, 2
+    parts = np.full((12, 8), 3, np.int32)
+    parts[:5, :4], parts[5:, :4] = 1, 2
     probability = np.ones((12, 8), np.float32)
     probability[:5, 4:], probability[5:, 4:] = 0.9, 0.35  # (5 * 2.197 - 7 * 0.619) / 12 = 0.554
     for threshold, cells in ((0.65, 2), (0.62, 1)):  # log-odds 0.619, 0.490
-        assert len(set(masks.agglomerate(basins, probability, threshold)[1:])) == cells
+        assert len(set(agglomerate(parts, probability, threshold)[1:])) == cells

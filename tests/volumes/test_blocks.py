@@ -14,7 +14,7 @@ from PIL import Image
 
 import predict
 from membrane import synthetic
-from membrane.inference import masks, precision
+from membrane.inference import masks, neighbours, precision
 from membrane.inference.loading import load_network
 from membrane.inference.predictor import Predictor
 from membrane.io import normalization, tissue
@@ -38,14 +38,14 @@ def run(source, output, *flags):
 
 def make_job(source, folder, block=(2, 4, 4), levels=(((2, 4, 4), (1, 1, 1)),), **flags):
     known = {"max_pixels": 10**6, "threshold": 0.6, "plain": False, "tta": False}
-    known |= {"channel": None, "invert": False, "probability": False}
+    known |= {"channel": None, "invert": False, "probability": False, "neighbours": False}
     return jobs.Job(
         flags=argparse.Namespace(**known | flags),
         source=source,
         state="",
         model=PRETRAINED / "model.keras",
         masks=folder / f"{source.stem}.zarr",
-        make_mask=predict.make_mask,
+        threshold_map=predict.threshold_map,
         scaling={},
         scale=(1.0, 1.0),
         block=block,
@@ -112,13 +112,13 @@ def test_grey_values_are_measured_on_the_tissue_that_no_patch_meets(tmp_path, mo
     assert sample.size == 60 * 80 and np.array_equal(sample, normalization.sample_pixels(image))
 
 
-@pytest.mark.parametrize("plain", [True, False])
-def test_masks_do_not_depend_on_the_blocks(tmp_path, monkeypatch, plain):
+@pytest.mark.parametrize(("plain", "together"), [(True, False), (False, False), (False, True)])
+def test_masks_do_not_depend_on_the_blocks(tmp_path, monkeypatch, plain, together):
     for module in (masks, jobs):
-        monkeypatch.setattr(module, "WINDOW", 32)
+        monkeypatch.setattr(module, "WINDOW", 96)
     for module in (masks, blocks):
-        monkeypatch.setattr(module, "WINDOW_HALO", 16)
-    monkeypatch.setattr(jobs, "SIDE", 64)
+        monkeypatch.setattr(module, "WINDOW_HALO", 32)
+    monkeypatch.setattr(jobs, "SIDE", 100)
     monkeypatch.setattr(jobs, "DEPTH", 2)
     monkeypatch.setattr(normalization, "PATCH", 8)  # grey values are measured on a part
     monkeypatch.setattr(tissue, "FLAT", 5)
@@ -126,29 +126,37 @@ def test_masks_do_not_depend_on_the_blocks(tmp_path, monkeypatch, plain):
     monkeypatch.setattr(tissue, "NEAR", 9)
     for module in (tissue, blocks):
         monkeypatch.setattr(module, "REACH", 24)
-    big = np.stack([synthetic.make_slice(150, 101, seed)[0] for seed in range(3)])
+    monkeypatch.setattr(neighbours, "MIN_BORDERS", 2)  # in a window of so few pixels
+    tissue_of_all = synthetic.make_slice(270, 221, 0)[0]
+    big = np.stack([tissue_of_all[2 * z :, 2 * z :][:250, :201] for z in range(6)])
+    big[3] = synthetic.make_slice(250, 201, 1)[0]  # the next but one serves
     big[:, 20:70, 30:101] = 0  # no tissue
     zarr.create_array(str(tmp_path / "big.zarr"), data=big, chunks=(2, 32, 32))
     source = store.open_volume(tmp_path / "big.zarr", 10**6)
     predictor = Predictor(load_network(PRETRAINED / "model.keras"), tile=(48, 48))
     shape = jobs.choose_block(source.shape)
-    assert shape == (2, 64, 64)
+    assert shape == (2, 96, 96)
     plan = {"block": shape, "levels": pyramid.plan_levels(source.shape, source.voxel)}
-    settings = {"plain": plain, "probability": True}
+    settings = {"plain": plain, "probability": True, "neighbours": together}
     job = make_job(tmp_path / "big.zarr", tmp_path / "out", **settings, **plan)
     pool = scheduler.open_local(job, source, predictor, 2)
-    membrane, failed, precisions = scheduler.run_job(job, source, pool, lambda more: None)
+    membrane, failed, precisions, agreed = scheduler.run_job(job, source, pool, lambda more: None)
     assert failed == {} and precisions == {precision.choose_precision()[0]}
+    assert (0 < sum(agreed) < len(agreed)) == together
     found, maps = read(job.masks), read(tmp_path / "out/probability/big.zarr")
+    slices = []
     for z, image in enumerate(big):
         sample, blank = normalization.sample_pixels(image), tissue.find_blank(image)
         image = tissue.fill_blank(image, blank, sample)
         probability = predictor(image, normalize=normalization.make_normalizer(sample))
         probability[blank] = 0.0
-        mask = to_mask_bytes(predict.make_mask(probability, 0.6, plain))
-        assert np.array_equal(found[z], mask)
+        slices.append((z, predict.threshold_map(probability, 0.6, plain)))
         assert np.array_equal(maps[z], normalization.to_bytes(probability))
-        assert membrane[f"z {z}"] == np.mean(mask == 0)
+    for z, mask, _ in neighbours.close_gaps(slices, 0.6, together):
+        assert np.array_equal(found[z], to_mask_bytes(mask))
+        assert membrane[f"z {z}"] == np.mean(~mask)
+    alone = [segments.close_gaps(0.6) for _, segments in slices]
+    assert np.array_equal(found, to_mask_bytes(np.stack(alone))) != together
 
 
 def test_upper_levels_are_means_of_the_level_below(stack, tmp_path, monkeypatch):
@@ -175,25 +183,30 @@ def test_resampled_slices_are_the_same_by_folder_and_by_block(stack, tmp_path):
     assert np.array_equal(read(tmp_path / "a/stack.zarr"), masks)
 
 
-def test_a_truncated_chunk_costs_its_block_and_is_predicted_once_mended(stack, tmp_path, capsys):
+def test_a_truncated_chunk_costs_the_blocks_that_need_it_until_it_is_mended(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(jobs, "DEPTH", 2)
+    stack, slices = tmp_path / "stack.zarr", np.concatenate([STACK, STACK])
+    zarr.create_array(str(stack), data=slices, chunks=(2, 32, 32))
     assert run(stack, tmp_path / "whole") == 0
     chunk = stack / "c/1/0/2"
     content = chunk.read_bytes()
     chunk.write_bytes(content[:20])
     assert run(stack, tmp_path / "masks") == 1
     printed = capsys.readouterr()
-    assert "chunk c/1/0/2 cannot be read" in printed.err and "4 masks in" in printed.out
+    assert printed.err.count("chunk c/1/0/2 cannot be read") == 1 and "6 masks in" in printed.out
     assert "the same command" in printed.out and "Look at" not in printed.out.split("masks")[-1]
     part = read(tmp_path / "masks/stack.zarr")
     whole = read(tmp_path / "whole/stack.zarr")
-    assert np.array_equal(part[[0, 1, 4, 5]], whole[[0, 1, 4, 5]])
+    assert np.array_equal(part[6:], whole[6:]) and not part[:6].any()
     chunk.write_bytes(content)
     done = []
     with pytest.MonkeyPatch.context() as patch:
         untouched = scheduler.predict_block
         patch.setattr(scheduler, "predict_block", lambda *a: done.append(a[-1]) or untouched(*a))
         assert run(stack, tmp_path / "masks") == 0
-    assert [block.start for block in done] == [(2, 0, 0)]
+    assert sorted(block.start for block in done) == [(0, 0, 0), (2, 0, 0), (4, 0, 0)]
     assert np.array_equal(read(tmp_path / "masks/stack.zarr"), whole)
 
 
@@ -220,7 +233,9 @@ def test_a_dry_run_plans_and_writes_nothing(stack, tmp_path, capsys):
     assert run(stack, tmp_path / "masks", "--dry-run") == 0
     printed = capsys.readouterr().out
     assert "6 × 70 × 90 (z, y, x)" in printed and "Blocks: 3 of 2 × 70 × 90" in printed
-    assert "own pixels: 0%" in printed and "in 3 files" in printed and "pyramid" not in printed
+    assert "own pixels: 200%" in printed and "in 3 files" in printed and "pyramid" not in printed
+    assert run(stack, tmp_path / "masks", "--dry-run", "--no-neighbours") == 0
+    assert "own pixels: 0%" in capsys.readouterr().out
     assert "Mpixel/s" in printed and not (tmp_path / "masks").exists()
 
 
