@@ -52,8 +52,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     pixels_help = "refuse slices of more than this many pixels; default: 2**30"
     add("--max-pixels", type=cli.positive(int), default=2**30, metavar="N", help=pixels_help)
     add("--probability", action="store_true", help="also write P(interior) as 8-bit images")
-    labels_help = "also number the cells: TIFF labels for Fiji and napari, and a CSV of the cells"
+    labels_help = (
+        "also number the cells, one number through all slices: TIFF labels for Fiji and napari, "
+        "CSV tables of cells and objects"
+    )
     add("--labels", action="store_true", help=labels_help)
+    thickness_help = "of a slice, for the volumes of --labels in cubic micrometres"
+    add("--slice-thickness", type=cli.positive(float), metavar="NM", help=thickness_help)
     submission_help = "also write P(interior) as 32-bit pages of one TIFF, as the challenge asked"
     add("--submission", type=cli.path, metavar="FILE.tif", help=submission_help)
     tta_help = "average 8 flips and rotations: better masks, 8 times the work; default: the run's"
@@ -161,6 +166,7 @@ def predict_slices(args, predictor, workers: int, record: dict, metadata: dict, 
     from membrane import folders, runs
     from membrane.errors import UserError
     from membrane.inference import batch, outputs
+    from membrane.inference.objects import number_objects
     from membrane.io.normalization import make_normalizer, sample_pixels, to_grey
     from membrane.io.tissue import fill_blank, find_blank
     from membrane.io.writers import open_maps
@@ -218,6 +224,9 @@ def predict_slices(args, predictor, workers: int, record: dict, metadata: dict, 
         if args.submission and failed:
             fault = next(iter(failed.values()))
             raise UserError(f"{args.submission}: not written, pages would lack; {fault}")
+    if args.labels and membrane:
+        size, thickness = config.override_pixel_size, args.slice_thickness
+        outputs.note_objects(number_objects(folder, sources, size, thickness))
     seconds = time.monotonic() - began
     if sheet:
         contact_sheet = folder / runs.METADATA_DIR / "contact_sheet.png"

@@ -21,12 +21,17 @@ from membrane.io.labels import to_mask_bytes
 from membrane.io.normalization import looks_inverted, middle_region, scale_shape, to_bytes
 from membrane.io.pixel_size import Size, find_scale, read_pixel_size
 from membrane.io.readers import count_pages, list_images, read_pages
+from membrane.runs import METADATA_DIR
 from membrane.viewer.page import VIEW, make_views, thin
 from membrane.viewer.plots import make_thumbnail
 
 PIXELS_IN_FLIGHT = 2**26  # beyond these, one slice at a time
 MAX_TOGETHER = 2**25  # px; the masks of larger slices are decided one by one, since many are held
-FOLDERS = {"mask": "", "map": "probability", "labels": "labels"}  # in that of the masks
+FOLDERS = {  # in that of the masks; labels as each slice numbers them by itself, while it lasts
+    "mask": "",
+    "map": "probability",
+    "labels": f"{METADATA_DIR}/labels",
+}
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,10 @@ class Source:
         """Returns the file of its "mask", "map" or "labels", as `Page` names them."""
         path = folder / FOLDERS[kind] / self.target
         return path.with_suffix(".tif") if kind == "labels" else path
+
+    def name(self, number: int) -> str:
+        """Returns what to call a page of it, by its number from 0."""
+        return self.file.name if self.pages == 1 else f"{self.file.name}[{number + 1}]"
 
 
 @dataclass
@@ -77,8 +86,7 @@ class Page:
     @property
     def name(self) -> str:
         """What to call it."""
-        file = self.source.file.name
-        return file if self.source.pages == 1 else f"{file}[{self.number + 1}]"
+        return self.source.name(self.number)
 
 
 @dataclass(frozen=True)
@@ -240,7 +248,8 @@ def finish_page(page: Page, config: PredictionConfig) -> Page:
     if page.mask.dtype == bool:  # made just now, not left by an interrupted command
         if config.labels:
             page.labels = label_cells(page.probability, page.mask, page.blank)
-            page.cells = measure_cells(page.labels, page.probability)
+            cells = measure_cells(page.labels, page.probability)
+            page.cells = {"page": np.full(len(cells["label"]), page.number + 1)} | cells
         if config.probability:
             page.map = to_bytes(page.probability)
         page.mask = to_mask_bytes(page.mask)

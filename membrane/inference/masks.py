@@ -14,6 +14,10 @@ from membrane.inference.tiling import Region, expand, full_region, intersect, re
 
 WINDOW, WINDOW_HALO = 1024, 128  # px, of what one mask is made from
 FOREGROUND_THRESHOLD = 0.5  # on P(interior), for a pixel whose border does not decide
+CELL_COLUMNS = (
+    *("label", "area_px", "perimeter_px", "y", "x", "top", "left", "bottom", "right"),
+    "mean_probability",
+)
 MIN_CELL_AREA = 32  # px; what is smaller is not labelled as a cell
 
 
@@ -137,12 +141,12 @@ def measure_cells(labels: np.ndarray, probability: np.ndarray) -> dict[str, np.n
     """Measures the cells of `label_cells`.
 
     Returns:
-        Columns of a table, a row per cell: label; area in px; y and x of the centroid, top, left,
-        bottom and right of the bounding box (the last two excluded), in px from the upper left;
-        and the mean of P(interior) over the cell.
+        Columns of a table, a row per cell: label; area and perimeter in px; y and x of the
+        centroid, top, left, bottom and right of the bounding box (the last two excluded), in px
+        from the upper left; and the mean of P(interior) over the cell.
     """
-    properties = "label", "area", "centroid", "bbox", "intensity_mean"
+    properties = "label", "area", "perimeter", "centroid", "bbox", "intensity_mean"
     table = regionprops_table(labels, probability, properties=properties)
-    names = "label", "area_px", "y", "x", "top", "left", "bottom", "right", "mean_probability"
     table["area"] = table["area"].astype(int)
-    return dict(zip(names, (column.round(4) for column in table.values()), strict=True))
+    columns = (column.round(4) for column in table.values())
+    return dict(zip(CELL_COLUMNS, columns, strict=True))

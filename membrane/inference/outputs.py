@@ -3,6 +3,7 @@
 import contextlib
 import math
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import groupby
@@ -19,7 +20,7 @@ from membrane.io.labels import INTERIOR
 from membrane.io.pixel_size import Size
 from membrane.io.readers import is_image
 from membrane.io.writers import atomic_write, open_labels, open_pages, open_table, write_json
-from membrane.viewer.page import write_page
+from membrane.viewer.page import picture_path, write_page
 
 PAGE = "index.html"  # to look at them
 PLAUSIBLE_MEMBRANE = (0.05, 0.6)  # of a mask's pixels; beyond it the slice is probably unlike
@@ -111,7 +112,7 @@ def write_views(
 ) -> dict:
     """Writes the pictures that the page shows of a slice; returns what it says of it."""
     for end, content in views.items():
-        with atomic_write(folder / runs.METADATA_DIR / "page" / f"{number:05d}-{end}") as part:
+        with atomic_write(picture_path(folder, number, end)) as part:
             part.write_bytes(content)
     return {"name": name, "membrane": membrane, "file": f"{number:05d}", "kinds": list(views)}
 
@@ -190,12 +191,20 @@ def choose_evenly(total: int, count: int) -> list[int]:
     return [round(i * (total - 1) / max(1, count - 1)) for i in range(count)]
 
 
+def note_objects(slices: np.ndarray) -> None:
+    """Says how many objects the cells of a series make up, given how many slices each lies in."""
+    alone = int((slices == 1).sum())
+    print(f"Cells: {len(slices):,} objects, {alone:,} of them in one slice only")
+
+
 def finish_metadata(
     folder: Path, metadata: dict, device: str, membrane: dict[str, float], failed: dict[str, str]
 ) -> None:
     """Writes the record of a prediction, finished if nothing failed."""
     metadata |= {"finished": not failed, "device": device, "membrane": membrane, "failed": failed}
     write_json(folder / runs.METADATA_DIR / "prediction.json", metadata)
+    if not failed:
+        shutil.rmtree(folder / FOLDERS["labels"], ignore_errors=True)
 
 
 def show_page(folder: Path, shown: list[dict], total: int, metadata: dict) -> None:

@@ -11,9 +11,11 @@ from PIL import Image
 
 from membrane.io.normalization import to_bytes
 from membrane.io.writers import atomic_write
+from membrane.runs import METADATA_DIR
 from membrane.viewer.plots import MISSED, THUMBNAIL
 
 VIEW = 2048  # px; a slice with twice this side or more is shown thinned
+LABELS = "labels.png"  # the end of the name of the picture of a slice's cells
 COLOURS = [0, 0, 0, *np.random.default_rng(0).integers(60, 256, 3 * 255).tolist()]  # of labels
 
 
@@ -36,17 +38,34 @@ def make_views(image: np.ndarray, mask: np.ndarray, probability=None, labels=Non
     membrane.putpalette([0, 0, 0, *MISSED])
     pictures["mask.png"] = membrane
     if labels is not None:
-        shown = thin(labels, VIEW)
-        colours = Image.fromarray(np.where(shown, shown % 255 + 1, 0).astype(np.uint8))
-        colours.putpalette(COLOURS)
-        pictures["labels.png"] = colours
-    views = {}
-    for name, picture in pictures.items():
-        clear = {"transparency": 0, "compress_type": zlib.Z_RLE} if name.endswith("png") else {}
-        with io.BytesIO() as file:
-            picture.save(file, "PNG" if clear else "JPEG", **clear)
-            views[name] = file.getvalue()
-    return views
+        pictures[LABELS] = _colour(labels)
+    return {name: _encode(name, picture) for name, picture in pictures.items()}
+
+
+def draw_labels(labels: np.ndarray) -> bytes:
+    """Returns the content of a slice's `LABELS`; labels are integers (height, width)."""
+    return _encode(LABELS, _colour(labels))
+
+
+def _colour(labels: np.ndarray) -> Image.Image:
+    """Returns a picture of numbered cells, each number in its own colour as far as there are."""
+    shown = thin(labels, VIEW)
+    colours = Image.fromarray(np.where(shown, shown % 255 + 1, 0).astype(np.uint8))
+    colours.putpalette(COLOURS)
+    return colours
+
+
+def _encode(name: str, picture: Image.Image) -> bytes:
+    """Returns a picture as a file of this name has it; 0 is clear in a PNG."""
+    clear = {"transparency": 0, "compress_type": zlib.Z_RLE} if name.endswith("png") else {}
+    with io.BytesIO() as file:
+        picture.save(file, "PNG" if clear else "JPEG", **clear)
+        return file.getvalue()
+
+
+def picture_path(folder: Path, number: int, end: str) -> Path:
+    """Returns the file of a picture of a slice, by the slice's number and the end of its name."""
+    return folder / METADATA_DIR / "page" / f"{number:05d}-{end}"
 
 
 def write_page(path: Path, slices: Sequence[dict], about: str, command: str) -> None:

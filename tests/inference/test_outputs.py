@@ -40,7 +40,7 @@ def test_labels_open_as_imagejs_with_pixel_size_and_a_table_of_cells(tmp_path):
         assert layer.dtype == np.uint16 and np.array_equal(layer, labels)
         left, right = layer[..., :-1], layer[..., 1:]  # 0 lies between any two cells
         assert not ((left != right) & (left > 0) & (right > 0)).any() and (layer == 0).any()
-        table = np.genfromtxt(tmp_path / name / f"labels/{name}.csv", delimiter=",", names=True)
+        table = np.genfromtxt(tmp_path / name / "labels/cells.csv", delimiter=",", names=True)
         assert len(table) == sum(len(np.unique(page)) - 1 for page in np.atleast_3d(labels.T).T)
         assert table["area_px"].min() >= 1 and (table["mean_probability"] <= 1).all()
     mask = np.asarray(Image.open(tmp_path / "one/one.png")) > 0
