@@ -18,9 +18,9 @@ from membrane.inference.masks import WINDOW
 from membrane.io.writers import write_json
 from membrane.runs import METADATA_DIR
 
-SIDE = 12 * WINDOW  # px; longer slices are cut, where masks are made from windows anyway
-SIDE_OF_CHUNKS = 4 * WINDOW  # the same where slices cannot be read one by one
-DEPTH, VOXELS = 16, 2**27  # a block has 16 slices, or as many as are so many voxels
+SIDE = 4 * WINDOW  # px; longer slices are cut, where masks are made from windows anyway
+DEPTH, VOXELS = 64, 2**27  # a block has as many slices, or as are so many voxels, at most
+MIN_DEPTH = 16  # slices, that a block of a short volume has, for several to be under way at once
 
 
 @dataclass(frozen=True)
@@ -83,26 +83,24 @@ class Job:
 
 
 def choose_block(
-    shape: tuple[int, int, int], scale: tuple[float, float] = (1.0, 1.0), chunk_depth: int = 1
+    shape: tuple[int, int, int], scale: tuple[float, float] = (1.0, 1.0)
 ) -> tuple[int, int, int]:
     """Chooses the shape of the blocks, (z, y, x).
 
-    Large slices are cut into parts that start where a mask's windows do. The fewer, the less is
-    computed twice at their borders. But chunks of many slices are read for each block they meet, so
-    there several slices should go into a block. A slice that is resampled is never cut.
+    Large slices are cut into parts that start where a mask's windows do. The fewer parts and the
+    deeper, the less is computed twice: what lies around a block, and the slices before and after
+    it. A slice that is resampled is never cut.
 
     Args:
         shape: of the volume, (z, y, x).
         scale: of height and width, to the pixels that the network is trained at.
-        chunk_depth: how many slices must be read at once.
     """
-    largest = SIDE if chunk_depth == 1 else SIDE_OF_CHUNKS
     sides = []
     for side in shape[1:]:
-        count = 1 if scale != (1.0, 1.0) else -(-side // largest)
+        count = 1 if scale != (1.0, 1.0) else -(-side // SIDE)
         sides.append(side if count == 1 else -(-side // (count * WINDOW)) * WINDOW)
-    depth = max(1, min(DEPTH, shape[0], VOXELS // math.prod(sides)))
-    return depth, *sides
+    deepest = min(max(shape[0] // 4, MIN_DEPTH), DEPTH, shape[0])
+    return max(1, min(deepest, VOXELS // math.prod(sides))), *sides
 
 
 def read_marker(job: Job, block: Block) -> dict | None:

@@ -56,7 +56,7 @@ def predict_volume(
         threshold_map=threshold_map,
         scaling=record.get("scaling", {}),
         scale=scale,
-        block=choose_block(source.shape, scale, source.chunk_depth),
+        block=choose_block(source.shape, scale),
         levels=pyramid.plan_levels(source.shape, source.voxel),
     )
     for note in source.notes:

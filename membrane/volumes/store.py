@@ -35,7 +35,6 @@ class Volume:
     shape: tuple[int, int, int]  # (z, y, x)
     voxel: tuple[float | None, ...]  # its sides in nm, in this order; None where not known
     itemsize: int  # bytes per voxel
-    chunk_depth: int  # how many slices must be read at once
     whole: bool  # whether a part of a slice takes as long to read as all of it
     files: tuple[Path, ...]  # that change when the volume is another one
     read: Callable[[slice, Region], np.ndarray]  # a range of z and a region to (z, y, x)
@@ -131,9 +130,8 @@ def _open_zarr(path: Path, channel: int | None) -> Volume:
     shape = tuple(sides.get(axis, 1) for axis in AXES)
     files = tuple(file for file in path.iterdir() if file.name in METADATA)
     voxel = tuple(voxel.get(axis) for axis in AXES)
-    depth = dict(zip(axes, array.chunks, strict=True)).get("z", 1)
     notes = _note_absent(path, array, axes)
-    return Volume(shape, voxel, array.dtype.itemsize, depth, False, files, read, notes)
+    return Volume(shape, voxel, array.dtype.itemsize, False, files, read, notes)
 
 
 def _find_images(group: zarr.Group) -> list[tuple[zarr.Group, dict]]:
@@ -216,4 +214,4 @@ def _open_slices(path: Path, max_pixels: int, channel: int | None) -> Volume:
         return np.stack(parts)
 
     voxel, shape = read_pixel_size(files[0]) or (None, None), (len(pages), *first)
-    return Volume(shape, (None, *voxel), page.itemsize, 1, True, tuple(files), read)
+    return Volume(shape, (None, *voxel), page.itemsize, True, tuple(files), read)

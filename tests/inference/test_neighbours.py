@@ -121,4 +121,4 @@ def test_evidence_is_the_overlap_of_what_lies_under_two_basins():
         cells = np.arange(there.borders.basins)
         evidence.append(neighbours.compare(here, there, cells)[border])
     # in the last, 4 of the middle's 15 columns lie under the left one's cell, and one under none
-    assert evidence == pytest.approx([1, -1, (2 * 4 / 15 - 1) * 15 / 16])
+    assert evidence == pytest.approx([1, -1, (2 * 4 / 15 - 1) * (15 / 16) ** 2])

@@ -233,7 +233,7 @@ def test_a_dry_run_plans_and_writes_nothing(stack, tmp_path, capsys):
     assert run(stack, tmp_path / "masks", "--dry-run") == 0
     printed = capsys.readouterr().out
     assert "6 × 70 × 90 (z, y, x)" in printed and "Blocks: 3 of 2 × 70 × 90" in printed
-    assert "own pixels: 200%" in printed and "in 3 files" in printed and "pyramid" not in printed
+    assert "own pixels: 100%" in printed and "in 3 files" in printed and "pyramid" not in printed
     assert run(stack, tmp_path / "masks", "--dry-run", "--no-neighbours") == 0
     assert "own pixels: 0%" in capsys.readouterr().out
     assert "Mpixel/s" in printed and not (tmp_path / "masks").exists()
@@ -259,11 +259,13 @@ def test_a_scheduler_that_does_not_answer_is_reported_in_one_line(
 
 
 def test_a_huge_slice_is_cut_where_windows_are_and_a_resampled_one_is_not():
-    assert jobs.choose_block((100, 1024, 1024)) == (16, 1024, 1024)
-    assert jobs.choose_block((100, 250, 250)) == (16, 250, 250)
-    assert jobs.choose_block((100, 10_000, 10_000)) == (1, 10_000, 10_000)
-    assert jobs.choose_block((100, 30_000, 3000)) == (4, 10_240, 3000)
-    assert jobs.choose_block((100, 10_000, 3000), chunk_depth=64) == (10, 4096, 3000)
+    assert jobs.choose_block((100, 1024, 1024)) == (25, 1024, 1024)
+    assert jobs.choose_block((30, 250, 250)) == (16, 250, 250)
+    assert jobs.choose_block((9, 250, 250)) == (9, 250, 250)
+    assert jobs.choose_block((1000, 10_000, 10_000)) == (8, 4096, 4096)
+    assert jobs.choose_block((1000, 5000, 3000)) == (14, 3072, 3000)
+    assert jobs.choose_block((1000, 900, 3000)) == (49, 900, 3000)
+    assert jobs.choose_block((1000, 900, 900)) == (64, 900, 900)
     assert jobs.choose_block((100, 30_000, 3000), scale=(2.0, 2.0)) == (1, 30_000, 3000)
 
 
