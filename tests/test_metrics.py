@@ -60,6 +60,12 @@ def test_golden_table_of_the_challenges_own_program(golden, number):
         assert scores["v_info"] == pytest.approx(v_info, abs=1e-3)
 
 
+def test_a_diagonal_membrane_thins_to_a_line_of_single_pixels():
+    rows, columns = np.indices((20, 20))
+    lines = metrics.thin_borders(abs(rows - columns) > 2) == 0
+    assert lines.sum(1).max() == 1 and lines.sum() >= 19  # not the stairs of 8-connected growth
+
+
 def test_a_split_lowers_the_split_term_and_a_merge_the_merge_term():
     split = metrics.score_segmentation(LABEL, TOY[5][1])
     merged = metrics.score_segmentation(LABEL, np.ones_like(LABEL))

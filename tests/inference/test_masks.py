@@ -66,6 +66,18 @@ def test_a_precomputed_segmentation_gives_the_same_masks(monkeypatch):
             assert np.array_equal(segment(threshold), close_gaps(probability, threshold))
 
 
+def test_a_line_lies_on_the_darker_pixels_of_a_border():
+    probability = two_cells(gap=0.9)
+    probability[28:34, 30] = np.linspace(0.7, 0.8, 6)
+    probability[28:34, 29] = np.linspace(0.8, 0.7, 6)
+    upright = close_gaps(probability, 0.5)
+    for mask, one in ((upright, probability), (close_gaps(probability.T, 0.5).T, probability)):
+        closed = (one > 0.5) & ~mask
+        assert closed.sum(1)[28:34].tolist() == [1] * 6
+        for row in (28, 33):
+            assert closed[row, 29 + one[row, 29:31].argmin()]
+
+
 def test_borders_that_come_together_count_as_one():
     """One half of a membrane is open between two basins, but the other is shut: two cells."""
     shut, ajar = -4.0, 1.0

@@ -64,6 +64,13 @@ def test_slices_that_are_no_neighbours_change_nothing(series):
         assert set(pairs[1:]) <= {agree}
 
 
+def test_too_few_borders_tell_no_neighbour(series, monkeypatch):
+    maps = [one[:60, :70] for one in series[0]]
+    assert not any(close_gaps(maps)[1])
+    monkeypatch.setattr(neighbours, "MIN_BORDERS", 2)
+    assert any(close_gaps(maps)[1])
+
+
 def test_where_a_slice_is_lost_the_next_but_one_serves(series):
     maps, labels, whole, _ = series
     alone, _ = close_gaps(maps, together=False)

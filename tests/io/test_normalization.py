@@ -80,6 +80,13 @@ def test_probabilities_are_rounded_to_bytes(monkeypatch):
     assert normalization.to_bytes(values).ravel().tolist() == [0, 0, 1, 128, 255, 255]
 
 
+def test_the_middle_of_a_slice_is_in_its_middle():
+    look = normalization.LOOK
+    rows, columns = normalization.middle_region((look + 41, look - 1))
+    assert (rows.start, rows.stop) == (20, 20 + look)
+    assert (columns.start, columns.stop) == (0, look - 1)
+
+
 def test_colours_weigh_as_the_eye_sees_them():
     colours = np.eye(3, dtype=np.float32)[None] * 100  # red, green, blue
     assert np.allclose(normalization.to_grey(colours), [[29.9, 58.7, 11.4]])

@@ -23,6 +23,23 @@ def test_the_worst_slice_comes_first_and_errors_are_coloured(tmp_path):
         assert not (sheet == plots.INVENTED).all(-1).any()
 
 
+def test_a_sheet_shows_slice_label_map_and_mask_and_cuts_long_names(tmp_path):
+    image, label = np.full((30, 40), 0.2, np.float32), np.ones((30, 40), bool)
+    scores, path = [{"v_rand": 0.5, "v_info": 0.0}], tmp_path / "sheet.png"
+    mask = label.copy()
+    mask[:, :20] = False
+    plots.draw_validation_sheet(path, ["a" * 400], [image], [label], [label * 0.4], [mask], scores)
+    sheet = np.asarray(Image.open(path))
+    width = (sheet.shape[1] - 8) // 6  # of a panel and the gap beside it: six to a row
+    panels = [sheet[8 + plots.CAPTION :, 8 + n * width :][:30, :40, 0] for n in range(4)]
+    assert [int(panel[15, 30]) for panel in panels] == [51, 255, 102, 255]
+    assert [int(panel[15, 10]) for panel in panels] == [51, 255, 102, 0]
+    caption = sheet[8 : 8 + plots.CAPTION]
+    ink = np.flatnonzero((caption < 128).any((0, 2)))
+    assert ink[ink < width].max() > width - 40  # the name, as much of it as there is room for
+    assert not (caption[:, width + 1 : width + 7] < 128).any()
+
+
 def test_curves_are_drawn_where_values_are_known(tmp_path, monkeypatch):
     figures = []
 
