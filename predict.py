@@ -165,23 +165,23 @@ def predict_slices(args, predictor, workers: int, record: dict, metadata: dict, 
     """Reads, predicts and saves every slice of a folder or stack; returns the exit status."""
     from membrane import folders, runs
     from membrane.errors import UserError
-    from membrane.inference import batch, outputs
+    from membrane.inference import batch, outputs, sources
+    from membrane.inference.neighbours import REACH
     from membrane.inference.objects import number_objects
     from membrane.io.normalization import make_normalizer, sample_pixels, to_grey
     from membrane.io.tissue import fill_blank, find_blank
     from membrane.io.writers import open_maps
-    from membrane.viewer.plots import draw_contact_sheet
 
     if args.submission and args.submission.exists():
         raise UserError(f"{args.submission}: exists, and nothing is overwritten")
     if args.submission:
         folders.check_not_in(args.submission, args.input, "--submission")
-    files = batch.list_files(args.input)
-    sources, failed = batch.find_sources(files, args.max_pixels, args.channel)
+    files = sources.list_files(args.input)
+    usable, failed = sources.find_sources(files, args.max_pixels, args.channel)
     folder = folders.claim_output(args.output, args.input, metadata, files)
     print(f"Device: {device}\nMasks: {runs.display_path(folder)}", flush=True)
     outputs.note_skipped(args.input)
-    total, began = sum(source.pages for source in sources), time.monotonic()
+    total, began = sum(source.pages for source in usable), time.monotonic()
     config = batch.PredictionConfig(
         pixel_size=record.get("pixel_size"),
         override_pixel_size=args.pixel_size and (args.pixel_size, args.pixel_size),
@@ -210,13 +210,13 @@ def predict_slices(args, predictor, workers: int, record: dict, metadata: dict, 
             page.segments = threshold_map(page.probability, args.threshold, args.plain)
         return page
 
-    needed = batch.find_needed(sources, folder, args.neighbours)
+    needed = sources.find_needed(usable, folder, REACH if args.neighbours else 0)
     with (
         folders.removed_if_nothing_is_done(folder),
         open_maps(args.submission, total) as submit,
         batch.open_threads(workers, predictor) as pool,
     ):
-        pages = batch.read_slices(sources, folder, config)
+        pages = batch.read_slices(usable, folder, config)
         pages = batch.in_flight(predict_slice, pages, pool, workers)
         pages = batch.close_gaps(pages, args.threshold, config)
         pages = batch.in_flight(partial(batch.finish_page, config=config), pages, pool, workers)
@@ -226,12 +226,10 @@ def predict_slices(args, predictor, workers: int, record: dict, metadata: dict, 
             raise UserError(f"{args.submission}: not written, pages would lack; {fault}")
     if args.labels and membrane:
         size, thickness = config.override_pixel_size, args.slice_thickness
-        outputs.note_objects(number_objects(folder, sources, size, thickness))
+        outputs.note_objects(number_objects(folder, usable, size, thickness))
     seconds = time.monotonic() - began
     if sheet:
-        contact_sheet = folder / runs.METADATA_DIR / "contact_sheet.png"
-        draw_contact_sheet(contact_sheet, *zip(*sheet, strict=True))
-        outputs.show_page(folder, shown, len(membrane), metadata)
+        outputs.show(folder, sheet, shown, len(membrane), metadata)
     if membrane:
         # what failed may be mended: the same command then goes on
         done = [file for file in files if file.name not in failed]

@@ -2,9 +2,8 @@
 
 import contextlib
 import math
-import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
@@ -12,45 +11,20 @@ from pathlib import Path
 
 import numpy as np
 
-from membrane.errors import UnreadableError, UserError
+from membrane.errors import UnreadableError
 from membrane.inference import neighbours
 from membrane.inference.masks import Segments, label_cells, measure_cells
 from membrane.inference.predictor import Predictor
-from membrane.io.containers import split_inner_path
+from membrane.inference.sources import Source
 from membrane.io.labels import to_mask_bytes
 from membrane.io.normalization import looks_inverted, middle_region, scale_shape, to_bytes
 from membrane.io.pixel_size import Size, find_scale, read_pixel_size
-from membrane.io.readers import count_pages, list_images, read_pages
-from membrane.runs import METADATA_DIR
+from membrane.io.readers import read_pages
 from membrane.viewer.page import VIEW, make_views, thin
 from membrane.viewer.plots import make_thumbnail
 
 PIXELS_IN_FLIGHT = 2**26  # beyond these, one slice at a time
 MAX_TOGETHER = 2**25  # px; the masks of larger slices are decided one by one, since many are held
-FOLDERS = {  # in that of the masks; labels as each slice numbers them by itself, while it lasts
-    "mask": "",
-    "map": "probability",
-    "labels": f"{METADATA_DIR}/labels",
-}
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file of slices."""
-
-    file: Path
-    target: str  # the name of its masks' file
-    pages: int
-    first: int  # the number of its first page among all files' pages
-
-    def output(self, folder: Path, kind: str) -> Path:
-        """Returns the file of its "mask", "map" or "labels", as `Page` names them."""
-        path = folder / FOLDERS[kind] / self.target
-        return path.with_suffix(".tif") if kind == "labels" else path
-
-    def name(self, number: int) -> str:
-        """Returns what to call a page of it, by its number from 0."""
-        return self.file.name if self.pages == 1 else f"{self.file.name}[{number + 1}]"
 
 
 @dataclass
@@ -107,51 +81,6 @@ class PredictionConfig:
     polarity_sample: frozenset[int]  # that tell whether membranes are bright
 
 
-def find_sources(
-    files: Sequence[Path], max_pixels: int, channel: int | None = None
-) -> tuple[list[Source], dict[str, str]]:
-    """Returns the usable ones of the files of `list_files`, and why others are not, by name.
-
-    The masks of `a.ome.tif` are called `a.tif`: they are no OME-TIFF.
-    """
-    sources, failed, taken, first = [], {}, {}, 0
-    for file in files:
-        try:
-            pages = count_pages(file, max_pixels, channel)
-        except UnreadableError as error:
-            failed[file.name] = str(error)
-            continue
-        stem = output_stem(file)
-        target = f"{stem}.png" if pages == 1 else f"{stem}.tif"
-        other = taken.setdefault(stem.casefold(), file)
-        if other != file:
-            raise UserError(
-                f"{other} and {file.name} would both be written to {target}; rename one of them"
-            )
-        sources.append(Source(file, target, pages, first))
-        first += pages
-    return sources, failed
-
-
-def list_files(paths: Sequence[Path]) -> list[Path]:
-    """Returns the image files of some folders or files, in natural order in each folder."""
-    files = []
-    for path in paths:
-        if re.match(r"\w+:/", str(path)) and not path.exists():
-            raise UserError(f"{path}: remote storage is not read; copy the slices here first")
-        if not split_inner_path(path)[0].exists():
-            raise UserError(f"{path}: no such file or folder; name the slices to predict")
-        files += list_images(path) if path.is_dir() else [path]
-    return files
-
-
-def output_stem(file: Path) -> str:
-    """Returns the name for what is made of a file, without a suffix."""
-    file, inner = split_inner_path(file)
-    stem = re.sub(r"\.ome$", "", file.stem, flags=re.IGNORECASE)
-    return "-".join([stem, *(part for part in inner.split("/") if part)])
-
-
 def read_slices(
     sources: Iterable[Source], folder: Path, config: PredictionConfig
 ) -> Iterator[Page]:
@@ -183,15 +112,6 @@ def check_scaled(path: Path, shape: tuple[int, int], scale: Size, max_pixels: in
             "its pixel size right? Give --pixel-size, cut it into smaller ones, or raise "
             "--max-pixels"
         )
-
-
-def find_needed(sources: Iterable[Source], folder: Path, together: bool) -> set[int]:
-    """Returns the pages to predict: those without a mask, and all that have a say in theirs."""
-    reach, needed = neighbours.REACH if together else 0, set()
-    for source in sources:
-        if not source.output(folder, "mask").exists():
-            needed.update(range(source.first - reach, source.first + source.pages + reach))
-    return needed
 
 
 def in_flight(

@@ -21,7 +21,9 @@ STRENGTH = 1.5  # log-odds that the whole evidence adds to a border's mean, or t
 ROUNDS = 1  # of agglomeration with evidence, after one without
 FAR = 2  # slices: a neighbour is the next one or, where that is lost, the next but one
 REACH = ROUNDS * FAR  # slices on either side that a mask can depend on
-MIN_AGREEMENT, MIN_BORDERS = 0.3, 10  # of neighbours; of either kind that show it
+MIN_AGREEMENT = 0.3  # by which a neighbour tells borders within a slice's cells from those between
+MIN_SIGNIFICANCE = 3  # the same in standard errors
+MIN_BORDERS = 3  # of either kind, that it is told by
 Item = TypeVar("Item")
 
 
@@ -159,9 +161,11 @@ class Series:
             return False
         joined = np.equal(*self._cells(z, window, 0)[one.windows[window].borders.pairs].T)
         evidence = self._compare(z, other, window, 0)
-        if min(joined.sum(), (~joined).sum()) < MIN_BORDERS:
+        within, between = evidence[joined], evidence[~joined]
+        if min(len(within), len(between)) < MIN_BORDERS:
             return False
-        return evidence[joined].mean() - evidence[~joined].mean() > MIN_AGREEMENT
+        error = np.hypot(*(some.std(ddof=1) / len(some) ** 0.5 for some in (within, between)))
+        return within.mean() - between.mean() > max(MIN_AGREEMENT, MIN_SIGNIFICANCE * error)
 
     def _compare(self, z: int, other: int, window: int, rounds: int) -> np.ndarray:
         """Returns the evidence of another slice's cells on each border, from -1 to 1."""

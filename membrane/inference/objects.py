@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from membrane.inference.batch import Source
 from membrane.inference.linking import Linker
+from membrane.inference.sources import Source
 from membrane.io.pixel_size import Size, read_pixel_size
 from membrane.io.readers import read_pages
 from membrane.io.writers import atomic_write, open_labels, open_table

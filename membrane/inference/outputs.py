@@ -14,13 +14,15 @@ from tqdm import tqdm
 
 from membrane import runs
 from membrane.errors import UnreadableError
-from membrane.inference.batch import FOLDERS, MAX_TOGETHER, Page, PredictionConfig
+from membrane.inference.batch import MAX_TOGETHER, Page, PredictionConfig
 from membrane.inference.masks import MIN_CELL_AREA
+from membrane.inference.sources import FOLDERS
 from membrane.io.labels import INTERIOR
 from membrane.io.pixel_size import Size
 from membrane.io.readers import is_image
 from membrane.io.writers import atomic_write, open_labels, open_pages, open_table, write_json
 from membrane.viewer.page import picture_path, write_page
+from membrane.viewer.plots import draw_contact_sheet
 
 PAGE = "index.html"  # to look at them
 PLAUSIBLE_MEMBRANE = (0.05, 0.6)  # of a mask's pixels; beyond it the slice is probably unlike
@@ -207,8 +209,13 @@ def finish_metadata(
         shutil.rmtree(folder / FOLDERS["labels"], ignore_errors=True)
 
 
-def show_page(folder: Path, shown: list[dict], total: int, metadata: dict) -> None:
-    """Writes the page on which the masks are looked at."""
+def show(folder: Path, sheet: list[tuple], shown: list[dict], total: int, metadata: dict) -> None:
+    """Writes contact sheet and page, on which the masks are looked at.
+
+    The sheet has a caption and two thumbnails each, the page what `write_views` returns.
+    """
+    contact_sheet = folder / runs.METADATA_DIR / "contact_sheet.png"
+    draw_contact_sheet(contact_sheet, *zip(*sheet, strict=True))
     part = f"an even sample of {len(shown)} of {total} slices · " * (len(shown) < total)
     averaged = "8 flips averaged" if metadata["tta"] else "one pass"
     model = f"model {metadata['model']}, threshold {metadata['threshold']:g}"

@@ -99,7 +99,7 @@ def choose_block(
     for side in shape[1:]:
         count = 1 if scale != (1.0, 1.0) else -(-side // SIDE)
         sides.append(side if count == 1 else -(-side // (count * WINDOW)) * WINDOW)
-    deepest = min(max(shape[0] // 4, MIN_DEPTH), DEPTH, shape[0])
+    deepest = min(max(shape[0] // 8, MIN_DEPTH), DEPTH, shape[0])
     return max(1, min(deepest, VOXELS // math.prod(sides))), *sides
 
 

@@ -14,7 +14,7 @@ from membrane.inference.batch import check_scaled
 from membrane.inference.predictor import Predictor
 from membrane.io.pixel_size import find_scale
 from membrane.viewer.page import make_views
-from membrane.viewer.plots import draw_contact_sheet, make_thumbnail
+from membrane.viewer.plots import make_thumbnail
 from membrane.volumes import blocks, pyramid, store
 from membrane.volumes.jobs import Job, choose_block
 from membrane.volumes.scheduler import open_local, run_job
@@ -104,6 +104,4 @@ def _draw(job: Job, source: store.Volume, membrane: dict[str, float], metadata: 
         name, views = f"z {z}", make_views(image, mask)
         sheet.append((name, make_thumbnail(image), make_thumbnail(mask)))
         shown.append(outputs.write_views(folder, views, z, name, membrane[name]))
-    contact_sheet = folder / runs.METADATA_DIR / "contact_sheet.png"
-    draw_contact_sheet(contact_sheet, *zip(*sheet, strict=True))
-    outputs.show_page(folder, shown, len(membrane), metadata)
+    outputs.show(folder, sheet, shown, len(membrane), metadata)

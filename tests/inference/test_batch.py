@@ -9,7 +9,8 @@ from PIL import Image
 
 import predict
 from membrane.inference import batch, neighbours
-from membrane.inference.batch import PredictionConfig, Source
+from membrane.inference.batch import PredictionConfig
+from membrane.inference.sources import Source, find_needed
 from membrane.io.normalization import make_normalizer, sample_pixels, to_grey
 
 
@@ -68,7 +69,7 @@ def predict_all(sources, folder, predictor, workers=3, together=True, **others):
             page.segments = predict.threshold_map(page.probability, 0.5)
         return page
 
-    needed = batch.find_needed(sources, folder, together)
+    needed = find_needed(sources, folder, neighbours.REACH if together else 0)
     with batch.open_threads(workers, predictor) as pool:
         pages = batch.read_slices(sources, folder, config)
         pages = batch.in_flight(work, pages, pool, workers)

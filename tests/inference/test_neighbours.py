@@ -64,11 +64,26 @@ def test_slices_that_are_no_neighbours_change_nothing(series):
         assert set(pairs[1:]) <= {agree}
 
 
-def test_too_few_borders_tell_no_neighbour(series, monkeypatch):
-    maps = [one[:60, :70] for one in series[0]]
-    assert not any(close_gaps(maps)[1])
-    monkeypatch.setattr(neighbours, "MIN_BORDERS", 2)
-    assert any(close_gaps(maps)[1])
+@pytest.mark.parametrize("limit", ["MIN_AGREEMENT", "MIN_SIGNIFICANCE", "MIN_BORDERS"])
+def test_too_little_tells_no_neighbour(series, monkeypatch, limit):
+    assert neighbours.MIN_BORDERS >= 2  # else there is no standard error
+    one = neighbours.Series(dict(enumerate(segment(m > 0.5, m) for m in series[0][:2])).get, 0.5)
+    (borders,) = (window.borders for window in one.get(0).windows)
+    joined = np.equal(*one._cells(0, 0, 0)[borders.pairs].T)
+    evidence = one._compare(0, 1, 0, 0)
+    within, between = evidence[joined], evidence[~joined]
+    difference = within.mean() - between.mean()
+    error = np.hypot(
+        within.std(ddof=1) / len(within) ** 0.5, between.std(ddof=1) / len(between) ** 0.5
+    )
+    value = {
+        "MIN_AGREEMENT": difference,
+        "MIN_SIGNIFICANCE": difference / error,
+        "MIN_BORDERS": min(len(within), len(between)),
+    }[limit]
+    for factor, tells in ((0.99, True), (1.01, False)):
+        monkeypatch.setattr(neighbours, limit, factor * value)
+        assert one._tells(0, 1, 0) == tells
 
 
 def test_where_a_slice_is_lost_the_next_but_one_serves(series):

@@ -18,12 +18,16 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory):
-    """A volume of eight blocks, and the folder of its undisturbed masks."""
+    """A volume of eight blocks whose slices are neighbours, and its undisturbed masks."""
     folder = tmp_path_factory.mktemp("stack")
-    tall = np.concatenate([synthetic.make_slice(96, 1536, seed)[0] for seed in range(8)], axis=1)
-    slices = tall.reshape(96, 128, 96).swapaxes(0, 1)
+    tissue = synthetic.make_slice(288, 288, 0)[0]
+    slices = np.stack([tissue[z:, z:][:160, :160] for z in range(128)])
+    noise = np.random.default_rng(0).normal(0, 40, slices.shape)
+    slices = np.clip(slices + noise, 0, 255).astype(np.uint8)  # each with faults of its own
     zarr.create_array(str(folder / "stack.zarr"), data=slices, chunks=(16, 96, 96))
     finish(predict_command(folder / "stack.zarr", folder / "masks"))
+    finish(predict_command(folder / "stack.zarr", folder / "alone", "--no-neighbours"))
+    assert not np.array_equal(read(folder / "alone"), read(folder / "masks"))
     return folder / "stack.zarr", read(folder / "masks")
 
 
