@@ -103,6 +103,10 @@ def test_calibration_finds_the_threshold_that_closes_the_gap():
     assert [row["v_rand"] < 1 for row in result["table"]] == [True, True, False, False, True]
 
 
+def test_the_thresholds_rise_from_0_to_1():
+    assert np.all(np.diff([0, *metrics.THRESHOLDS, 1]) > 0) and len(metrics.THRESHOLDS) > 10
+
+
 def test_a_plateau_is_preferred_to_a_peak():
     def rows(*scores):
         return [{"v_rand": score, "v_info": score} for score in scores]
@@ -159,6 +163,10 @@ def test_merged_and_split_parts_are_found_and_numbered_by_size():
     merged, split = metrics.find_errors(label, cut)
     assert not merged.any() and not split[21:].any()
     assert [int((split == number).sum()) for number in (1, 2, 3)] == [20 * 39, 20 * 30, 20 * 29]
+    corner = np.zeros((40, 40), bool)
+    corner[:20, :20] = corner[20:, 20:] = True  # two cells, for the challenge
+    merged, split = metrics.find_errors(corner, np.ones_like(corner))
+    assert merged.sum() == 400 and not split.any()
     beside = np.roll(label, 1, axis=1)
     beside[:, 0] = True
     assert not any(parts.any() for parts in metrics.find_errors(label, beside))

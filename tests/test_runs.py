@@ -25,7 +25,8 @@ GOOD |= {"ended": "2026-01-01"}
     (None, "cannot be read"), ("", "damaged"), ('{"a', "damaged"), ("[]", "damaged"),
     (b"\xff\xfe", "damaged"), (GOOD | {"format": 99}, "newer version"),
     (GOOD | {"format": "1"}, "damaged"), (GOOD | {"threshold": "abc"}, "damaged"),
-    (GOOD | {"threshold": 5}, "damaged"), (GOOD | {"threshold": None}, "damaged"),
+    (GOOD | {"threshold": 5}, "damaged"), (GOOD | {"threshold": 1}, "damaged"),
+    (GOOD | {"threshold": None}, "damaged"),
     (GOOD | {"scaling": {"mean": None}}, "damaged"), (GOOD | {"scaling": None}, "damaged"),
     (GOOD | {"scaling": {"deviation": -1}}, "damaged"), (GOOD | {"flags": []}, "damaged"),
     (GOOD | {"pixel_size": -4}, "damaged"), (GOOD | {"ended": None}, "damaged"),
@@ -43,6 +44,12 @@ def test_a_record_that_cannot_be_trusted_is_refused(
     assert run_predict(one_slice, "--model", tmp_path / "run", "--output", tmp_path / "masks") == 2
     check_refusal(capsys, words, str(tmp_path / "run"))
     assert not (tmp_path / "masks").exists()
+
+
+def test_runs_are_of_the_format_that_ships():
+    for name in (runs.PRETRAINED, "large"):
+        assert runs.read_run(PRETRAINED.parent / name)["format"] == runs.FORMAT
+    assert GOOD["format"] == runs.FORMAT
 
 
 def write_run(outputs, name, **changes):

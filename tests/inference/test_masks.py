@@ -78,6 +78,15 @@ def test_a_line_lies_on_the_darker_pixels_of_a_border():
             assert closed[row, 29 + one[row, 29:31].argmin()]
 
 
+def test_a_line_between_equal_pixels_lies_on_the_lower_and_right_ones():
+    parts = np.repeat([[1, 3], [2, 4]], 4, axis=0).repeat(4, axis=1)
+    flat = np.full((8, 8), 0.6)
+    borders = basins.measure_borders(parts, flat > 0.5, flat)
+    drawn = np.zeros((8, 8), bool)
+    drawn.ravel()[borders.line[0]] = True
+    assert drawn[4].all() and drawn[:, 4].all() and drawn.sum() == 15
+
+
 def test_borders_that_come_together_count_as_one():
     """One half of a membrane is open between two basins, but the other is shut: two cells."""
     shut, ajar = -4.0, 1.0

@@ -80,6 +80,20 @@ def test_probabilities_are_rounded_to_bytes(monkeypatch):
     assert normalization.to_bytes(values).ravel().tolist() == [0, 0, 1, 128, 255, 255]
 
 
+def test_no_digit_of_32_bit_slices_is_lost():
+    image = (2**30 + np.random.default_rng(0).integers(0, 50, (40, 50))).astype(np.int32)
+    small = (image - 2**30).astype(np.uint8)
+    assert np.allclose(normalization.normalize(image), normalization.normalize(small), atol=1e-4)
+
+
+def test_a_slice_with_as_many_dark_as_bright_pieces_is_not_called_inverted():
+    rows, columns = np.indices((400, 400))
+    waves = (np.sin(rows / 8) * np.sin(columns / 8)).astype(np.float32)
+    for image in (waves, -waves):
+        for tilt in (-0.2, 0.0, 0.2):  # a tenth more pieces of one kind is no evidence
+            assert not normalization.looks_inverted(0.5 + 0.2 * image + tilt * 0.01)
+
+
 def test_the_middle_of_a_slice_is_in_its_middle():
     look = normalization.LOOK
     rows, columns = normalization.middle_region((look + 41, look - 1))

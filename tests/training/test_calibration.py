@@ -4,6 +4,8 @@ import pytest
 from conftest import SMALL, run
 
 import train
+from membrane.inference import neighbours
+from membrane.training import calibration, callbacks
 
 pytestmark = pytest.mark.usefixtures("small_epochs")
 
@@ -20,3 +22,18 @@ def test_a_training_that_finds_no_membrane_is_reported(data_set, tmp_path, capsy
     flags = ["--data", data_set, *SMALL, "--epochs", "1"]
     assert run(train, *flags, "--output", tmp_path / "a") == 0
     assert "hardly any membrane" in capsys.readouterr().out
+
+
+def test_held_out_slices_are_decided_together(data_set, tmp_path, monkeypatch):
+    """As predict.py decides them: a threshold chosen slice by slice would not be theirs."""
+    asked = []
+
+    def watch(maps, *others):
+        asked.append((len(maps), *others))
+        return neighbours.precompute_segmentations(maps, *others)
+
+    for module in (calibration, callbacks):
+        monkeypatch.setattr(module, "precompute_segmentations", watch)
+    flags = ["--data", data_set, *SMALL, "--epochs", "1", "--val-slices", "3-4"]
+    assert run(train, *flags, "--output", tmp_path / "a") == 0
+    assert asked == [(2,)] * 3  # the validation of the last epoch; one pass, flips averaged

@@ -176,6 +176,11 @@ def test_the_one_series_of_bioformats2raw_is_taken_and_several_are_named(tmp_pat
     ):
         store.open_volume(tmp_path / "two.zarr", 10_000)
     assert store.open_volume(tmp_path / "two.zarr/1", 10_000).shape == VOLUME.shape
+    for count, more in ((store.NAMED, False), (store.NAMED + 1, True)):
+        write_series(tmp_path / f"{count}.zarr", [str(number) for number in range(count)])
+        with pytest.raises(UserError) as refusal:
+            store.open_volume(tmp_path / f"{count}.zarr", 10_000)
+        assert str(refusal.value).endswith("…") == more and f"{count} series" in str(refusal.value)
 
 
 def test_a_channel_of_a_zarr_is_asked_for_and_taken(tmp_path):
