@@ -17,7 +17,7 @@ from scipy import sparse
 from membrane.inference.basins import agglomerate
 from membrane.inference.masks import FOREGROUND_THRESHOLD, Segments, Window, segment
 
-STRENGTH = 1.5  # log-odds that the whole evidence adds to a border's mean, or takes off
+STRENGTH = 2.5  # log-odds that the whole evidence adds to a border's mean, or takes off
 ROUNDS = 1  # of agglomeration with evidence, after one without
 FAR = 2  # slices: a neighbour is the next one or, where that is lost, the next but one
 REACH = ROUNDS * FAR  # slices on either side that a mask can depend on
@@ -181,7 +181,7 @@ def compare(here: Window, there: Window, cells: np.ndarray) -> np.ndarray:
 
     Counted are the pixels that are interior in both slices. The shares of two basins that lie
     under each cell there are compared: their overlap s, from 0 (other cells) to 1 (the same), says
-    2 s - 1, weighted by the square of the part of the smaller basin that has such pixels.
+    2 s - 1, weighted by the part of the smaller basin that has such pixels.
 
     Args:
         here: the window whose borders are judged.
@@ -201,4 +201,4 @@ def compare(here: Window, there: Window, cells: np.ndarray) -> np.ndarray:
     same = shares[one].minimum(shares[other]).sum(1)
     size = np.bincount(here.basins[here.mask], minlength=here.borders.basins)
     smaller = np.where(size[one] < size[other], one, other)
-    return (2 * same - 1) * (covered[smaller] / np.maximum(size[smaller], 1)) ** 2
+    return (2 * same - 1) * covered[smaller] / np.maximum(size[smaller], 1)

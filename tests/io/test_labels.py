@@ -36,7 +36,7 @@ NUMBERS = connected_components(INTERIOR, connectivity=1)
 def test_numbered_cells_are_interior_but_where_two_touch():
     interior, known = labels.read_label(NUMBERS.astype(np.uint32), "cells")
     assert known is None and np.array_equal(interior, INTERIOR)
-    for numbers in ([[4, 4, 9, 9]], [[9, 9, 4, 4]]):
+    for numbers in ([[4, 4, 9, 9]], [[9, 9, 4, 4]], [[1, 1, 2, 2]]):
         touching = np.repeat(np.array(numbers, np.uint16), 40, 0).repeat(20, 1)
         interior, _ = labels.read_label(touching, "cells")
         assert (np.flatnonzero(~interior.any(0)) == [39, 40]).all() and interior.any()

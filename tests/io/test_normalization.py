@@ -80,6 +80,24 @@ def test_probabilities_are_rounded_to_bytes(monkeypatch):
     assert normalization.to_bytes(values).ravel().tolist() == [0, 0, 1, 128, 255, 255]
 
 
+def test_grey_values_are_measured_on_all_of_a_slice_or_on_patches_all_over_it(monkeypatch):
+    monkeypatch.setattr(normalization, "PATCH", 8)
+    limit = normalization.PATCHES * 8**2
+    for shape in ((30, 50), (limit // 64, 64)):
+        assert normalization.sample_regions(shape) == [np.s_[0 : shape[0], 0 : shape[1]]]
+    seen = np.zeros((70, 90), int)
+    for part in normalization.sample_regions(seen.shape):
+        seen[part] += 1
+    assert seen.size > limit and seen.sum() == limit and seen.max() == 1
+    assert seen[0, 0] == seen[-1, -1] == seen[0, -1] == seen[-1, 0] == 1
+
+
+def test_a_slice_without_tissue_still_has_a_grey_value():
+    nothing = np.zeros((40, 50), np.uint8)
+    assert normalization.sample_pixels(nothing).tolist() == [0]
+    assert normalization.pixels_of_tissue([nothing]).size == 0
+
+
 def test_no_digit_of_32_bit_slices_is_lost():
     image = (2**30 + np.random.default_rng(0).integers(0, 50, (40, 50))).astype(np.int32)
     small = (image - 2**30).astype(np.uint8)

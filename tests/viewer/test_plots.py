@@ -40,6 +40,19 @@ def test_a_sheet_shows_slice_label_map_and_mask_and_cuts_long_names(tmp_path):
     assert not (caption[:, width + 1 : width + 7] < 128).any()
 
 
+def test_a_contact_sheet_shows_each_slice_beside_its_mask_three_to_a_row(tmp_path):
+    images = [np.full((50, 60), 40 * n, np.uint8) for n in range(4)]
+    masks = [255 - image for image in images]
+    plots.draw_contact_sheet(tmp_path / "sheet.png", "abcd", images, masks)
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))[..., 0]
+    rows, columns = (
+        [8 + plots.CAPTION + 20, -30],
+        [8 + 20 + n * (plots.THUMBNAIL + 8) for n in range(6)],
+    )
+    assert sheet[rows[0], columns].tolist() == [0, 255, 40, 215, 80, 175]
+    assert sheet[rows[1], columns].tolist() == [120, 135, *[255] * 4]
+
+
 def test_curves_are_drawn_where_values_are_known(tmp_path, monkeypatch):
     figures = []
 

@@ -241,7 +241,7 @@ def test_a_dry_run_plans_and_writes_nothing(stack, tmp_path, capsys):
     assert "own pixels: 100%" in printed and "in 3 files" in printed and "pyramid" not in printed
     assert run(stack, tmp_path / "masks", "--dry-run", "--no-neighbours") == 0
     assert "own pixels: 0%" in capsys.readouterr().out
-    assert "Mpixel/s" in printed and not (tmp_path / "masks").exists()
+    assert "0.2 Mvoxel, 0 MB uncompressed" in printed and not (tmp_path / "masks").exists()
 
 
 def test_a_zarr_without_the_libraries_names_what_to_install(stack, tmp_path, monkeypatch, capsys):
