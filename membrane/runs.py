@@ -71,8 +71,9 @@ def find_run(name: str | None) -> Path:
             f"or name a model with --model (there are: {_names()})"
         )
     _, path, score = newest
-    with contextlib.suppress(UserError, LookupError):
-        known = read_run(shipped)["cross_validation"]["flips averaged"]["v_rand"]
+    with contextlib.suppress(UserError, LookupError, ValueError):
+        default, *_ = read_run(shipped)["cross_validation"].values()
+        known = default["v_rand"]
         if score < known - FAR_BELOW:
             print(
                 f"Note: {display_path(path)} has V_rand {score:.3f} on its validation slices, the "
