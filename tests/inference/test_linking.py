@@ -67,7 +67,7 @@ def test_a_branch_joins_the_cell_that_takes_it_up():
     after[10:70, 10:130], after[80:110, 10:190] = 7, 2  # 1 and 2 have come together
     one, two = link([before, after])
     assert one[20, 20] == one[20, 110] == two[20, 110] != one[90, 90] == two[90, 90]
-    one, two = link([after, before])  # the same backwards: a cell that begins
+    one, two, _ = link([after, before, before])  # the same backwards: a cell that begins
     assert one[20, 110] == two[20, 20] == two[20, 110] != one[90, 90] == two[90, 90]
     before[10:70, 93:130], before[10:17, 93:130] = 0, 2  # a speck only, of 259 px
     one, two = link([before, after])
