@@ -77,6 +77,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.zarr |= bool(args.scheduler) or args.dry_run
     args.neighbours &= not args.plain
+    if args.slice_thickness and not args.labels:
+        parser.error("--slice-thickness: is for the volumes of --labels")
     if args.plain and not args.threshold:
         parser.error("--plain: a run's own threshold is not meant for it; add --threshold, say 0.9")
     return args
@@ -147,8 +149,8 @@ def predict(args: argparse.Namespace) -> int:
     }
     if not (args.zarr or any(map(is_zarr, args.input))):
         return predict_slices(args, predictor, workers, record, metadata, device)
-    if args.labels or args.submission:
-        raise UserError("--labels, --submission: of slices and stacks, not of a Zarr")
+    if args.submission:
+        raise UserError("--submission: of slices and stacks, not of a Zarr")
     if len(args.input) > 1:
         raise UserError("a volume is one folder, file or Zarr; name one")
     try:

@@ -1,8 +1,9 @@
 """The cells of a series as objects: one number through all slices, in labels, pictures, tables."""
 
+import contextlib
 import csv
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,27 +37,35 @@ def number_objects(
     Returns:
         int64 (objects,), the number of slices that each object lies in.
     """
-    linker = Linker()
-    for source in sources:
-        path = source.output(folder, "labels")
-        for page in read_pages(path) if path.exists() else [None] * source.pages:
-            linker.add(page)
-    numbers = linker.link()
-    found = np.concatenate([*(np.unique(own[own > 0]) for own in numbers), []]).astype(int)
-    slices, objects = np.bincount(found, minlength=1), {}
-    with open_table(folder / "labels" / CELLS) as write:
+
+    def read():
+        for source in sources:
+            path = source.output(folder, "labels")
+            yield from read_pages(path) if path.exists() else [None] * source.pages
+
+    numbers, slices = link(read())
+    with Tables(folder / "labels", slices, thickness) as tables:
         for source in sources:
             if source.output(folder, "labels").exists():
                 size = override or read_pixel_size(source.file)
                 own = numbers[source.first : source.first + source.pages]
                 _renumber(folder, source, own, len(slices), size)
-                for row in _cells(folder, source, own, slices, size):
-                    write({name: np.array([value]) for name, value in row.items()})
-                    _count(objects, row, size, thickness)
-    with open_table(folder / "labels" / OBJECTS) as write:
-        for _, row in sorted(objects.items()):
-            write({name: np.array([value]) for name, value in row.items()})
+                tables.add(cells_path(folder, source), own, source.name, size)
     return slices[1:]
+
+
+def link(pages: Iterable[np.ndarray | None]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Links the cells of slices in order.
+
+    Returns:
+        What `Linker.link` gives; and int64 (objects + 1,), in how many slices each object lies.
+    """
+    linker = Linker()
+    for page in pages:
+        linker.add(page)
+    numbers = linker.link()
+    found = np.concatenate([*(np.unique(own[own > 0]) for own in numbers), []]).astype(int)
+    return numbers, np.bincount(found, minlength=1)
 
 
 def cells_path(folder: Path, source: Source) -> Path:
@@ -69,10 +78,8 @@ def _renumber(
 ) -> None:
     """Writes a source's labels, and the pictures of them, with the numbers of objects."""
     path = source.output(folder, "labels")
-    first = next(read_pages(path))
-    with open_labels(
-        folder / "labels" / path.name, (source.pages, *first.shape), largest, size
-    ) as write:
+    shape = (source.pages, *next(read_pages(path)).shape)
+    with open_labels(folder / "labels" / path.name, shape, largest, size) as write:
         for number, (own, page) in enumerate(zip(numbers, read_pages(path), strict=True)):
             labels = own[page]
             write(labels)
@@ -82,32 +89,61 @@ def _renumber(
                     part.write_bytes(draw_labels(labels))
 
 
-def _cells(
-    folder: Path,
-    source: Source,
-    numbers: Sequence[np.ndarray],
-    slices: np.ndarray,
-    size: Size | None,
-) -> Iterator[dict]:
-    """Yields the rows of a source's cells, with the numbers of objects; µm where they are known."""
-    with open(cells_path(folder, source), newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            page = int(row.pop("page"))
-            label = int(numbers[page - 1][int(row.pop("label"))])
-            row = {"slice": source.name(page - 1), "label": label, "slices": slices[label]} | row
-            if size:
-                row["area_um2"] = round(int(row["area_px"]) * math.prod(size) / 1e6, 6)
-                if size[0] == size[1]:
-                    row["perimeter_um"] = round(float(row["perimeter_px"]) * size[0] / 1e3, 6)
-            yield row
+class Tables:
+    """The tables of cells and of objects, whole files or none, beside the labels in `folder`.
 
+    `slices` is what `link` returns, `thickness` that of a slice in nm, None where not known.
+    """
 
-def _count(objects: dict, row: dict, size: Size | None, thickness: float | None) -> None:
-    """Adds a row of `_cells` to the row of its object."""
-    known = {"label": row["label"], "slices": row["slices"], "first_slice": row["slice"]}
-    known = objects.setdefault(row["label"], known)
-    known["last_slice"] = row["slice"]
-    known["volume_voxels"] = known.get("volume_voxels", 0) + int(row["area_px"])
-    if size and thickness:
-        volume = known["volume_voxels"] * math.prod(size) * thickness / 1e9
-        known["volume_um3"] = round(volume, 6)
+    def __init__(self, folder: Path, slices: np.ndarray, thickness: float | None):
+        self.folder, self.slices, self.thickness = folder, slices, thickness
+        self.objects = {}
+        self.opened = contextlib.ExitStack()
+
+    def __enter__(self):
+        self.write = self.opened.enter_context(open_table(self.folder / CELLS))
+        return self
+
+    def __exit__(self, *error):
+        if error == (None, None, None):
+            with open_table(self.folder / OBJECTS) as write:
+                for _, row in sorted(self.objects.items()):
+                    write({name: np.array([value]) for name, value in row.items()})
+        return self.opened.__exit__(*error)
+
+    def add(
+        self,
+        path: Path,
+        numbers: Sequence[np.ndarray],
+        name: Callable[[int], str],
+        size: Size | None,
+    ) -> None:
+        """Adds a table of cells, as each slice has numbered them by itself.
+
+        Args:
+            path: of the table, with a column `page` that counts from 1.
+            numbers: of the objects, of each page.
+            name: what to call a page, by its number from 0.
+            size: of its pixels, nm, for columns in µm.
+        """
+        with open(path, newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                page = int(row.pop("page")) - 1
+                label = int(numbers[page][int(row.pop("label"))])
+                row = {"slice": name(page), "label": label, "slices": self.slices[label]} | row
+                if size:
+                    row["area_um2"] = round(int(row["area_px"]) * math.prod(size) / 1e6, 6)
+                    if size[0] == size[1]:
+                        row["perimeter_um"] = round(float(row["perimeter_px"]) * size[0] / 1e3, 6)
+                self.write({name: np.array([value]) for name, value in row.items()})
+                self._count(row, size)
+
+    def _count(self, row: dict, size: Size | None) -> None:
+        """Adds a cell to the row of its object."""
+        known = {"label": row["label"], "slices": row["slices"], "first_slice": row["slice"]}
+        known = self.objects.setdefault(row["label"], known)
+        known["last_slice"] = row["slice"]
+        known["volume_voxels"] = known.get("volume_voxels", 0) + int(row["area_px"])
+        if size and self.thickness:
+            volume = known["volume_voxels"] * math.prod(size) * self.thickness / 1e9
+            known["volume_um3"] = round(volume, 6)

@@ -22,6 +22,7 @@ from membrane.io.normalization import make_normalizer, middle_region
 from membrane.io.tissue import REACH, fill_blank, find_blank
 from membrane.volumes import pyramid, store
 from membrane.volumes.jobs import Block, Job, mark
+from membrane.volumes.labels import BlockLabels
 
 
 def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: Block) -> dict:
@@ -43,6 +44,7 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
     wanted, flags = relative_to(block.region, seen), job.flags
     masks = np.empty(np.subtract(block.stop, block.start), np.uint8)
     maps, held, ahead = np.empty_like(masks), {}, ROUNDS if flags.neighbours else 0
+    labels, needed = BlockLabels(block) if flags.labels else None, {}
     first, last = max(block.z.start - ahead, 0), min(block.z.stop + ahead, source.shape[0])
     stack, samples = _read(source, slice(first, last), wide)
 
@@ -64,8 +66,11 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
             probability = predictor(image, job.scale, normalize)[seen]
         if blank is not None:
             probability[blank[relative_to(seen, wide)]] = 0.0
-        if flags.probability and block.z.start <= z < block.z.stop:
-            maps[z - block.z.start] = normalization.to_bytes(probability[wanted])
+        if block.z.start <= z < block.z.stop:
+            if flags.probability:
+                maps[z - block.z.start] = normalization.to_bytes(probability[wanted])
+            if flags.labels:
+                needed[z] = probability, blank
         held[z] = job.threshold_map(probability, flags.threshold, flags.plain, wanted)
         return held[z]
 
@@ -77,8 +82,13 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
         else:
             mask = segment(z).close_gaps(flags.threshold)
         masks[number] = to_mask_bytes(mask)
+        if labels:
+            probability, blank = needed.pop(z)
+            labels.add(z, probability, mask, blank)
         series.forget(z - NEIGHBOURS)
         held.pop(z - NEIGHBOURS, None)
+    if labels:
+        labels.write(job)
     for path, part in zip(job.outputs, (masks, maps), strict=False):
         pyramid.write_part(path, 0, block.start, part)
     return mark(

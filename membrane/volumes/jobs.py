@@ -73,6 +73,15 @@ class Job:
         """The folder of the finished blocks' markers."""
         return self.masks.parent / METADATA_DIR / "blocks"
 
+    @property
+    def own_labels(self) -> Path:
+        """The OME-Zarr of the cells, as each slice numbers them by itself, while that lasts."""
+        return self.masks.parent / METADATA_DIR / "labels" / self.masks.name
+
+    def cells(self, block: Block) -> Path:
+        """Returns the table of a block's cells, numbered in the same way."""
+        return self.own_labels.with_name(f"{block.name}.csv")
+
     def cut(self, level: int) -> Iterator[Block]:
         """Yields the blocks of a level, slice by slice."""
         shape, _ = self.levels[level]

@@ -9,14 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from membrane import folders, runs
+from membrane.errors import UserError
 from membrane.inference import outputs
 from membrane.inference.batch import check_scaled
 from membrane.inference.predictor import Predictor
 from membrane.io.pixel_size import find_scale
 from membrane.viewer.page import make_views
 from membrane.viewer.plots import make_thumbnail
-from membrane.volumes import blocks, pyramid, store
-from membrane.volumes.jobs import Job, choose_block
+from membrane.volumes import blocks, labels, pyramid, store
+from membrane.volumes.jobs import SIDE, Job, choose_block
 from membrane.volumes.scheduler import open_local, run_job
 
 SHEET_SLICES, POLARITY_SAMPLE = 30, 5  # at most, evenly chosen: that are drawn; that are inspected
@@ -59,6 +60,11 @@ def predict_volume(
         block=choose_block(source.shape, scale),
         levels=pyramid.plan_levels(source.shape, source.voxel),
     )
+    if args.labels and job.block[1:] != source.shape[1:]:
+        raise UserError(
+            f"{path}: --labels: of volumes whose slices have no side over {SIDE} px; these have "
+            f"{source.shape[1]}x{source.shape[2]}"
+        )
     for note in source.notes:
         print(f"Note: {note}")
     if args.dry_run:
@@ -90,6 +96,8 @@ def predict_volume(
             "different kinds: masks differ in about one pixel of a thousand from those of one kind"
         )
     if not failed:
+        if args.labels:
+            outputs.note_objects(labels.number_objects(job, source, args.slice_thickness))
         _draw(job, source, membrane, metadata)
         outputs.finish_metadata(folder, metadata, device, membrane, failed)
         shutil.rmtree(job.markers, ignore_errors=True)

@@ -42,16 +42,20 @@ def chunk_of(block: Sequence[int]) -> tuple[int, int, int]:
 
 
 def create_volume(
-    path: Path, voxel: Sequence[float | None], levels: Sequence[tuple], block: Sequence[int]
+    path: Path,
+    voxel: Sequence[float | None],
+    levels: Sequence[tuple],
+    block: Sequence[int],
+    dtype: str = "uint8",
 ) -> None:
-    """Creates an empty OME-Zarr 0.5 of 8-bit grey; one that is there stays as it is.
+    """Creates an empty OME-Zarr 0.5; one that is there stays as it is.
 
     The sides of a voxel, (z, y, x), are in nm where they are known; the levels are of
     `plan_levels`; a block, (z, y, x), is what will be written at once: one shard.
     """
     group = zarr.open_group(path, mode="a", zarr_format=3)
     sides, datasets = np.array([side or 1.0 for side in voxel]), []
-    kind = {"dtype": "uint8", "fill_value": 0, "dimension_names": AXES}
+    kind = {"dtype": dtype, "fill_value": 0, "dimension_names": AXES}
     for number, (shape, spans) in enumerate(levels):
         written = np.minimum(block, shape)
         chunks = chunk_of(written)
@@ -68,7 +72,7 @@ def create_volume(
 
 
 def write_part(path: Path, level: int, corner: Sequence[int], part: np.ndarray) -> None:
-    """Writes uint8 (z, y, x) into a level of what `create_volume` made, from a corner on.
+    """Writes (z, y, x) into a level of what `create_volume` made, from a corner on.
 
     Raises:
         UserError: it cannot be written.
@@ -81,5 +85,5 @@ def write_part(path: Path, level: int, corner: Sequence[int], part: np.ndarray) 
 
 
 def read_part(path: Path, level: int, place: tuple[slice, ...]) -> np.ndarray:
-    """Returns uint8 (z, y, x) of a level of what `create_volume` made."""
+    """Returns (z, y, x) of a level of what `create_volume` made."""
     return zarr.open_group(path, mode="r")[str(level)][place]

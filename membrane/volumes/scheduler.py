@@ -18,7 +18,7 @@ import numpy as np
 from membrane.errors import UnreadableError, UserError
 from membrane.inference.batch import PIXELS_IN_FLIGHT, open_threads
 from membrane.inference.predictor import Predictor
-from membrane.volumes import pyramid, store
+from membrane.volumes import labels, pyramid, store
 from membrane.volumes.blocks import predict_block, shrink_block
 from membrane.volumes.jobs import Block, Job, read_marker
 
@@ -68,6 +68,8 @@ def run_job(
     """
     for path in job.outputs:
         pyramid.create_volume(path, source.voxel, job.levels, job.block)
+    if job.flags.labels:
+        labels.create(job, source)
     membrane, lacking = np.zeros(source.shape[0]), np.zeros(source.shape[0], bool)
     failed, precisions, agreed = {}, set(), []
     with open_pool as pool:

@@ -42,6 +42,7 @@ def run(source, output, *flags):
 def make_job(source, folder, block=(2, 4, 4), levels=(((2, 4, 4), (1, 1, 1)),), **flags):
     known = {"max_pixels": 10**6, "threshold": 0.6, "plain": False, "tta": False}
     known |= {"channel": None, "invert": False, "probability": False, "neighbours": False}
+    known["labels"] = False
     return jobs.Job(
         flags=argparse.Namespace(**known | flags),
         source=source,
@@ -86,6 +87,28 @@ def test_folder_stack_and_zarr_give_the_same_masks(stack, tmp_path, capsys):
     assert (tmp_path / "c/about/contact_sheet.png").is_file()
     assert not (tmp_path / "c/about/blocks").exists()
     assert "6 masks in" in capsys.readouterr().out
+
+
+def test_cells_of_a_volume_are_numbered_as_those_of_a_stack(stack, tmp_path, capsys, monkeypatch):
+    tifffile.imwrite(tmp_path / "stack.tif", STACK, photometric="minisblack")
+    flags = ("--labels", "--pixel-size", 4, "--slice-thickness", 50)
+    assert run(tmp_path / "stack.tif", tmp_path / "a", *flags) == 0
+    assert run(stack, tmp_path / "b", *flags) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Cells: ")]
+    assert len(said) == 2 and said[0] == said[1]
+    labels = read(tmp_path / "b/labels/stack.zarr")
+    assert labels.dtype == np.uint32 and labels.max() > 10
+    assert np.array_equal(labels, tifffile.imread(tmp_path / "a/labels/stack.tif"))
+    for name in ("cells.csv", "objects.csv"):
+        one, other = ((tmp_path / run / "labels" / name).read_text() for run in "ab")
+        for z in range(6):
+            one = one.replace(f"stack.tif[{z + 1}]", f"z {z}")
+        assert one == other and ("volume_um3" in other) == (name == "objects.csv")
+    assert not (tmp_path / "b/about/labels").exists()
+    monkeypatch.setattr(jobs, "SIDE", 150)
+    assert run(stack, tmp_path / "c", "--labels") == 2
+    check_refusal(capsys, "these have 180x200")
+    assert not (tmp_path / "c").exists()
 
 
 def test_the_grey_values_of_a_large_slice_are_the_same_from_a_file_and_from_chunks(
