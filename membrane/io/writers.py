@@ -137,8 +137,12 @@ def open_maps(path: Path, count: int) -> Iterator[Callable[[np.ndarray], None]]:
 
 @contextlib.contextmanager
 def open_table(path: Path) -> Iterator[Callable[[dict[str, np.ndarray]], None]]:
-    """Gives a function that appends columns of equal length to a CSV, whole file or none."""
-    with atomic_write(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+    """Gives a function that appends columns of equal length to a CSV, whole file or none.
+
+    What no text can hold, such as a file's name of odd bytes, is written by its code.
+    """
+    text = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
+    with atomic_write(path) as part, open(part, "w", **text) as file:
         writer = csv.writer(file)
 
         def write(columns: dict[str, np.ndarray]) -> None:
