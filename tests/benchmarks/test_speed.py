@@ -88,6 +88,7 @@ def test_a_network_of_another_output_is_refused(tmp_path):
         engines.network(lambda *_: lambda tiles: tiles)("bfloat16", tmp_path)
 
 
+@pytest.mark.slow
 def test_our_engines_run_what_predict_and_train_run(tmp_path, monkeypatch):
     import predict  # not above, where every engine's process would import them
     from membrane.inference import outputs

@@ -1,3 +1,5 @@
+"""The package of BioImage.IO, by its own test: python -m pytest -m slow."""
+
 import json
 import shutil
 import zipfile
@@ -5,6 +7,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pytest
 from conftest import run
 
 import export
@@ -14,6 +17,8 @@ from membrane.io import normalization
 
 with cli.quiet():
     from bioimageio import core
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_package_passes_the_formats_own_test_and_states_all_that_is_known(outputs, tmp_path):

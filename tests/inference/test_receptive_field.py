@@ -5,7 +5,7 @@ from keras import layers
 
 from membrane.errors import UserError
 from membrane.inference import receptive_field
-from membrane.inference.predictor import Predictor
+from membrane.inference.predictor import D4, Predictor
 from unet import build_unet
 
 
@@ -97,8 +97,11 @@ def test_any_network_is_tiled_exactly_or_predicted_as_a_whole(name):
     expected = whole_slice(network, image, stride)
     assert np.ptp(expected) > 1e-3
     np.testing.assert_allclose(predict(image), expected, atol=3e-6)
-    averaged = Predictor(network, tta=True, tile=(32, 32))(image)
-    np.testing.assert_allclose(Predictor(network, tta=True)(image), averaged, atol=3e-6)
+    if stride > 1 and radius:  # where turning a tile could move it on the grid
+        predict.transforms = D4
+        averaged = predict(image)
+        whole = Predictor(network, tta=True)(image)
+        np.testing.assert_allclose(whole, averaged, atol=3e-6)
 
 
 @pytest.mark.parametrize("filters, dilation", [((4, 6, 8), 1), ((4, 6, 8), 2), ((3, 4), 3),

@@ -116,7 +116,7 @@ def test_a_step_of_the_training_compiles_under_xla_as_on_a_gpu(precision):
     losses = []
     for jit in (False, True):
         keras.utils.set_random_seed(0)
-        model = fused_unet(with_dtype(unet.build_unet(), precision))
+        model = fused_unet(with_dtype(unet.build_unet((4, 8)), precision))
         model.compile(
             optimizer=Muon(1e-3), loss="binary_crossentropy", metrics=[callbacks.membrane_iou]
         )

@@ -146,7 +146,7 @@ def test_masks_do_not_depend_on_the_blocks(tmp_path, monkeypatch, plain, togethe
         monkeypatch.setattr(module, "WINDOW", 96)
     for module in (masks, blocks):
         monkeypatch.setattr(module, "WINDOW_HALO", 32)
-    monkeypatch.setattr(jobs, "SIDE", 100)
+    monkeypatch.setattr(jobs, "SIDE", 96)
     monkeypatch.setattr(jobs, "DEPTH", 2)
     monkeypatch.setattr(normalization, "PATCH", 8)  # grey values are measured on a part
     monkeypatch.setattr(tissue, "FLAT", 5)
@@ -155,13 +155,13 @@ def test_masks_do_not_depend_on_the_blocks(tmp_path, monkeypatch, plain, togethe
     for module in (tissue, blocks):
         monkeypatch.setattr(module, "REACH", 24)
     monkeypatch.setattr(neighbours, "MIN_BORDERS", 2)  # in a window of so few pixels
-    tissue_of_all = synthetic.make_slice(270, 221, 0)[0]
-    big = np.stack([tissue_of_all[2 * z :, 2 * z :][:250, :201] for z in range(6)])
-    big[3] = synthetic.make_slice(250, 201, 1)[0]  # the next but one serves
+    tissue_of_all = synthetic.make_slice(210, 170, 0)[0]
+    big = np.stack([tissue_of_all[2 * z :, 2 * z :][:200, :150] for z in range(5)])
+    big[2] = synthetic.make_slice(200, 150, 1)[0]  # the next but one serves
     big[:, 20:70, 30:101] = 0  # no tissue
     zarr.create_array(str(tmp_path / "big.zarr"), data=big, chunks=(2, 32, 32))
     source = store.open_volume(tmp_path / "big.zarr", 10**6)
-    predictor = Predictor(load_network(PRETRAINED / "model.keras"), tile=(48, 48))
+    predictor = Predictor(load_network(PRETRAINED / "model.keras"), tile=(64, 64))
     shape = jobs.choose_block(source.shape)
     assert shape == (2, 96, 96)
     plan = {"block": shape, "levels": pyramid.plan_levels(source.shape, source.voxel)}
