@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -132,6 +134,16 @@ def test_one_slice_is_scored_at_a_threshold_that_was_not_chosen_on_it():
     for prior, nearest in ((0.58, 0.6), (0.9, 0.8)):
         result = metrics.calibrate([LABEL], [leaky(0.6).__gt__], (0.4, 0.6, 0.8), prior=prior)
         assert result["leave_one_out"] == metrics.score_slice(LABEL, leaky(0.6) > nearest)
+
+
+def test_the_errors_of_very_many_cells_need_no_table_of_each_with_each():
+    mask = np.zeros((500, 500), bool)
+    mask[::2, ::2] = True  # 62,500 cells: a full table would have 31 GB
+    tracemalloc.start()
+    merged, split = metrics.find_errors(mask, mask)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**27 and not merged.any() and not split.any()
 
 
 def test_pixels_without_a_label_do_not_count():

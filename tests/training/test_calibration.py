@@ -10,11 +10,19 @@ from membrane.training import calibration, callbacks
 pytestmark = pytest.mark.usefixtures("small_epochs")
 
 
-def test_a_given_threshold_is_kept(data_set, tmp_path):
+def test_a_given_threshold_is_kept_and_the_record_written_before_any_picture(
+    data_set, tmp_path, monkeypatch
+):
+    def fail(*args):
+        raise RuntimeError("no picture")
+
+    for name in ("draw_curves", "draw_validation_sheet"):
+        monkeypatch.setattr(calibration.plots, name, fail)
     flags = ["--data", data_set, *SMALL, "--epochs", "1", "--threshold", "0.77"]
-    assert run(train, *flags, "--output", tmp_path / "run") == 0
+    with pytest.raises(RuntimeError, match="no picture"):
+        run(train, *flags, "--output", tmp_path / "run")
     record = json.loads((tmp_path / "run/run.json").read_text())
-    assert record["threshold"] == record["threshold_without_tta"] == 0.77
+    assert record["threshold"] == record["threshold_without_tta"] == 0.77 and record["finished"]
     assert "validation" in record
 
 

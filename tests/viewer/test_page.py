@@ -100,6 +100,36 @@ def test_keys_buttons_and_slider_of_the_page_do_what_they_say(masks, browser):
     assert [one for one in browser.get_log("browser") if one["level"] == "SEVERE"] == []
 
 
+def test_every_slice_is_fitted_to_the_window_whatever_its_size(tmp_path, browser):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    shown = []
+    for number, size in enumerate([(60, 300), (300, 60), (40, 44)]):
+        image = synthetic.make_slice(*size, number)[0]
+        views = page.make_views(image / 255, np.full(size, 255, np.uint8))
+        shown.append(outputs.write_views(tmp_path, views, number, f"{number}", 0.2))
+    page.write_page(tmp_path / "index.html", shown, "", "")
+    browser.get((tmp_path / "index.html").as_uri())
+    width = "return document.getElementById('under').naturalWidth"
+    sides = "const r = document.getElementById(arguments[0]).getBoundingClientRect();"
+    sides += "return [r.left, r.top, r.right, r.bottom]"
+
+    def is_fitted(wide):
+        if browser.execute_script(width) != wide:
+            return False
+        under, stage = (
+            np.array(browser.execute_script(sides, name)) for name in ("under", "stage")
+        )
+        outside = max(*(stage - under)[:2], *(under - stage)[2:])
+        return outside < 1 and max((under[2:] - under[:2]) / (stage[2:] - stage[:2])) > 0.98
+
+    for wide in (300, 60, 44):
+        WebDriverWait(browser, 10).until(lambda _, wide=wide: is_fitted(wide))
+        browser.find_element(By.TAG_NAME, "body").send_keys(Keys.ARROW_RIGHT)
+
+
 def test_scores_are_shown_once_the_masks_are_evaluated(masks, browser):
     from selenium.webdriver.common.by import By
 
