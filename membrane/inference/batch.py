@@ -182,7 +182,7 @@ def finish_page(page: Page, config: PredictionConfig) -> Page:
         page.thumbnails = tuple(map(make_thumbnail, small))
     if page.index in config.viewer_pages:
         seen = page.normalize(thin(image, VIEW))
-        page.views = make_views(seen, page.mask, page.map, page.labels)
+        page.views = make_views(seen, page.mask, page.map)  # cells have no number yet
     page.image = page.normalize = None
     page.blank_fraction = 0.0 if page.blank is None else float(page.blank.mean())
     page.blank = None
@@ -207,8 +207,7 @@ def _read_left(source: Source, folder: Path, config: PredictionConfig) -> Iterat
     """Yields what the interrupted command that this continues has left of each page."""
     if not source.output(folder, "mask").exists():  # it comes last: without it, nothing counts
         yield from repeat({})
-    wanted = {"mask": True, "map": config.probability, "labels": config.labels}
-    kinds = [kind for kind in wanted if wanted[kind]]
+    kinds = ["mask", "map"] if config.probability else ["mask"]
     pages = (read_pages(source.output(folder, kind), config.max_pixels) for kind in kinds)
     for found in zip(*pages, strict=False):
         yield dict(zip(kinds, found, strict=True))

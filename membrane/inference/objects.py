@@ -13,7 +13,7 @@ from membrane.inference.sources import Source
 from membrane.io.pixel_size import Size, read_pixel_size
 from membrane.io.readers import read_pages
 from membrane.io.writers import atomic_write, open_labels, open_table
-from membrane.viewer.page import LABELS, draw_labels, picture_path
+from membrane.viewer.page import LABELS, MASK, draw_labels, picture_path
 
 CELLS, OBJECTS = "cells.csv", "objects.csv"  # beside the labels
 
@@ -83,9 +83,9 @@ def _renumber(
         for number, (own, page) in enumerate(zip(numbers, read_pages(path), strict=True)):
             labels = own[page]
             write(labels)
-            picture = picture_path(folder, source.first + number, LABELS)
-            if picture.exists():
-                with atomic_write(picture) as part:
+            index = source.first + number
+            if picture_path(folder, index, MASK).exists():  # it is shown on the page
+                with atomic_write(picture_path(folder, index, LABELS)) as part:
                     part.write_bytes(draw_labels(labels))
 
 

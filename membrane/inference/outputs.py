@@ -21,7 +21,7 @@ from membrane.io.labels import INTERIOR
 from membrane.io.pixel_size import Size
 from membrane.io.readers import is_image
 from membrane.io.writers import atomic_write, open_labels, open_pages, open_table, write_json
-from membrane.viewer.page import picture_path, write_page
+from membrane.viewer.page import LABELS, picture_path, write_page
 from membrane.viewer.plots import draw_contact_sheet
 
 PAGE = "index.html"  # to look at them
@@ -70,6 +70,7 @@ def write_masks(
                             number, part = page.index, found[page.name]
                             name = page.name.replace(source.file.name, Path(source.target).stem)
                             seen.append(write_views(folder, page.views, number, name, part))
+                            seen[-1]["kinds"] += [LABELS] if config.labels else []
                         inverted += [page.name] if page.looks_inverted else []
                         agreed += [] if page.agrees is None else [page.agrees]
                         for kind, text in _notes(page, config).items():

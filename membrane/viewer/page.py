@@ -15,18 +15,17 @@ from membrane.runs import METADATA_DIR
 from membrane.viewer.plots import MISSED, THUMBNAIL
 
 VIEW = 2048  # px; a slice with twice this side or more is shown thinned
-LABELS = "labels.png"  # the end of the name of the picture of a slice's cells
+MASK, LABELS = "mask.png", "labels.png"  # the ends of the names of two of a slice's pictures
 COLOURS = [0, 0, 0, *np.random.default_rng(0).integers(60, 256, 3 * 255).tolist()]  # of labels
 
 
-def make_views(image: np.ndarray, mask: np.ndarray, probability=None, labels=None) -> dict:
+def make_views(image: np.ndarray, mask: np.ndarray, probability=None) -> dict:
     """Makes the pictures of a slice that the page shows.
 
     Args:
         image: float (height, width), about [0, 1], of any size.
         mask: uint8 (height, width), 255 = interior.
         probability: P(interior) as uint8 (height, width), or None.
-        labels: integers (height, width), 0 = on no cell, or None.
 
     Returns:
         The content of each file, by the end of its name.
@@ -36,23 +35,19 @@ def make_views(image: np.ndarray, mask: np.ndarray, probability=None, labels=Non
         pictures["probability.jpg"] = Image.fromarray(thin(probability, VIEW))
     membrane = Image.fromarray((thin(mask, VIEW) == 0).astype(np.uint8))
     membrane.putpalette([0, 0, 0, *MISSED])
-    pictures["mask.png"] = membrane
-    if labels is not None:
-        pictures[LABELS] = _colour(labels)
+    pictures[MASK] = membrane
     return {name: _encode(name, picture) for name, picture in pictures.items()}
 
 
 def draw_labels(labels: np.ndarray) -> bytes:
-    """Returns the content of a slice's `LABELS`; labels are integers (height, width)."""
-    return _encode(LABELS, _colour(labels))
+    """Returns the content of a slice's `LABELS`: each number in a colour, as far as there are.
 
-
-def _colour(labels: np.ndarray) -> Image.Image:
-    """Returns a picture of numbered cells, each number in its own colour as far as there are."""
+    Labels are integers (height, width), 0 = on no cell.
+    """
     shown = thin(labels, VIEW)
     colours = Image.fromarray(np.where(shown, shown % 255 + 1, 0).astype(np.uint8))
     colours.putpalette(COLOURS)
-    return colours
+    return _encode(LABELS, colours)
 
 
 def _encode(name: str, picture: Image.Image) -> bytes:
