@@ -76,6 +76,7 @@ def test_rows_of_another_schedule_are_not_mixed_with_new_ones(tmp_path):
         quality.cross_validate([], [("small", 0)], rows, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_only_with_its_own_flags_and_slices(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "TILES_PER_EPOCH", 8)
     image = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)

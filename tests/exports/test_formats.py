@@ -1,3 +1,5 @@
+"""Every exported format against the network itself: python -m pytest -m slow."""
+
 import keras
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from membrane.io import normalization, readers
 with cli.quiet():
     import onnxruntime
     import openvino
+
+pytestmark = pytest.mark.slow
 
 
 def run_tf(path, image):
