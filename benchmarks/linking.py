@@ -54,12 +54,10 @@ def measure(args: argparse.Namespace) -> int:
 
 def link(cells: list[np.ndarray]) -> np.ndarray:
     """Returns cells, numbered slice by slice, with the numbers of objects, (z, y, x)."""
-    from membrane.inference.linking import Linker
+    from membrane.inference import objects
 
-    linker = Linker()
-    for one in cells:
-        linker.add(one)
-    return np.stack([own[one] for own, one in zip(linker.link(), cells, strict=True)])
+    numbers, _ = objects.link(cells)
+    return np.stack([own[one] for own, one in zip(numbers, cells, strict=True)])
 
 
 def predict(raw: Path, model: str, pixel_size: float) -> np.ndarray:

@@ -289,9 +289,8 @@ def draw_recipes(rows: list[dict]) -> str:
 def draw_blocks(rows: list[dict], recipe: str) -> str:
     """Returns the table of one recipe's held-out blocks in Markdown."""
     own = {(row["seed"], row["block"]): row for row in rows if row["recipe"] == recipe}
-    own_rows, lines = list(own.values()), []
-    result = summarise(own_rows, DEFAULT) or summarise(own_rows, SINGLE[0])
-    blocks = result["blocks"] if result else {}
+    found = (summarise(list(own.values()), method) for method in (DEFAULT, SINGLE[0]))
+    blocks, lines = next((one["blocks"] for one in found if one), {}), []
     for key, (threshold, scores) in blocks.items():
         slices = own[key]["slices"]
         line = [f"{slices[0]} to {slices[-1]}", own[key]["seed"], f"{threshold:g}"]

@@ -8,12 +8,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-DOCUMENTS = (
-    "README.md",
-    "docs/*.md",
-    "benchmarks/*.md",
-    "outputs/*/MODEL_CARD.md",
-)  # may have marked tables
+# may have marked tables
+DOCUMENTS = ("README.md", "docs/*.md", "benchmarks/*.md", "outputs/*/MODEL_CARD.md")
 MARK, END = "<!-- table: {} -->", "<!-- end -->"
 
 sys.path.insert(0, str(ROOT))  # so whatever imports this module finds the repository's own

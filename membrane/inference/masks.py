@@ -14,10 +14,6 @@ from membrane.inference.tiling import Region, expand, full_region, intersect, re
 
 WINDOW, WINDOW_HALO = 1024, 128  # px, of what one mask is made from
 FOREGROUND_THRESHOLD = 0.5  # on P(interior), for a pixel whose border does not decide
-CELL_COLUMNS = (
-    *("label", "area_px", "perimeter_px", "y", "x", "top", "left", "bottom", "right"),
-    "mean_probability",
-)
 MIN_CELL_AREA = 32  # px; what is smaller is not labelled as a cell
 
 
@@ -148,5 +144,6 @@ def measure_cells(labels: np.ndarray, probability: np.ndarray) -> dict[str, np.n
     properties = "label", "area", "perimeter", "centroid", "bbox", "intensity_mean"
     table = regionprops_table(labels, probability, properties=properties)
     table["area"] = table["area"].astype(int)
-    columns = (column.round(4) for column in table.values())
-    return dict(zip(CELL_COLUMNS, columns, strict=True))
+    box = "top", "left", "bottom", "right"
+    names = "label", "area_px", "perimeter_px", "y", "x", *box, "mean_probability"
+    return dict(zip(names, (column.round(4) for column in table.values()), strict=True))

@@ -3,7 +3,8 @@
 import contextlib
 import csv
 import math
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def number_objects(
     def read():
         for source in sources:
             path = source.output(folder, "labels")
-            yield from read_pages(path) if path.exists() else [None] * source.pages
+            yield from _read(path) if path.exists() else [None] * source.pages
 
     numbers, slices = link(read())
     with Tables(folder / "labels", slices, thickness) as tables:
@@ -78,15 +79,20 @@ def _renumber(
 ) -> None:
     """Writes a source's labels, and the pictures of them, with the numbers of objects."""
     path = source.output(folder, "labels")
-    shape = (source.pages, *next(read_pages(path)).shape)
+    shape = (source.pages, *next(_read(path)).shape)
     with open_labels(folder / "labels" / path.name, shape, largest, size) as write:
-        for number, (own, page) in enumerate(zip(numbers, read_pages(path), strict=True)):
+        for number, (own, page) in enumerate(zip(numbers, _read(path), strict=True)):
             labels = own[page]
             write(labels)
             index = source.first + number
             if picture_path(folder, index, MASK).exists():  # it is shown on the page
                 with atomic_write(picture_path(folder, index, LABELS)) as part:
                     part.write_bytes(draw_labels(labels))
+
+
+def _read(path: Path) -> Iterator[np.ndarray]:
+    """Yields the labels of a file that was written here, so of any size."""
+    return read_pages(path, sys.maxsize)
 
 
 class Tables:
@@ -108,7 +114,7 @@ class Tables:
         if error == (None, None, None):
             with open_table(self.folder / OBJECTS) as write:
                 for _, row in sorted(self.objects.items()):
-                    write({name: np.array([value]) for name, value in row.items()})
+                    write({name: [value] for name, value in row.items()})
         return self.opened.__exit__(*error)
 
     def add(
@@ -135,7 +141,7 @@ class Tables:
                     row["area_um2"] = round(int(row["area_px"]) * math.prod(size) / 1e6, 6)
                     if size[0] == size[1]:
                         row["perimeter_um"] = round(float(row["perimeter_px"]) * size[0] / 1e3, 6)
-                self.write({name: np.array([value]) for name, value in row.items()})
+                self.write({name: [value] for name, value in row.items()})
                 self._count(row, size)
 
     def _count(self, row: dict, size: Size | None) -> None:

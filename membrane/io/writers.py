@@ -136,7 +136,7 @@ def open_maps(path: Path, count: int) -> Iterator[Callable[[np.ndarray], None]]:
 
 
 @contextlib.contextmanager
-def open_table(path: Path) -> Iterator[Callable[[dict[str, np.ndarray]], None]]:
+def open_table(path: Path) -> Iterator[Callable[[dict[str, Sequence]], None]]:
     """Gives a function that appends columns of equal length to a CSV, whole file or none.
 
     What no text can hold, such as a file's name of odd bytes, is written by its code.
@@ -148,7 +148,8 @@ def open_table(path: Path) -> Iterator[Callable[[dict[str, np.ndarray]], None]]:
         def write(columns: dict[str, np.ndarray]) -> None:
             if file.tell() == 0:
                 writer.writerow(columns)
-            writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
+            values = (np.asarray(column).tolist() for column in columns.values())
+            writer.writerows(zip(*values, strict=True))
 
         yield write
 
