@@ -134,7 +134,7 @@ def test_bfloat16_gives_the_masks_of_float32(isbi, tmp_path):
 
 @pytest.mark.parametrize("tta", [False, True])
 def test_batches_of_tiles_give_what_single_tiles_give(network, tta):
-    image = RNG.random((300, 290), np.float32)
+    image = RNG.random((190, 180), np.float32)
     single = Predictor(network, tta, (32, 32))(image)
     many = Predictor(network, tta, (32, 32), batch=8)
     compute, sizes = many.predict_batch, []

@@ -47,7 +47,6 @@ def threefold(image):
 
 NETWORKS = {  # what a student writes: the layers, stride and radius
     "dropout": (small_unet(after=layers.Dropout(0.3)), 2, 5),
-    "spatial dropout": (small_unet(after=layers.SpatialDropout2D(0.3)), 2, 5),
     "batch normalization": (small_unet(after=lambda x: layers.BatchNormalization()(x)), 2, 5),
     "layer normalization": (small_unet(after=lambda x: layers.LayerNormalization()(x)), 2, 5),
     "transposed": (small_unet(up=transposed(2)), 2, 5),
@@ -62,7 +61,6 @@ NETWORKS = {  # what a student writes: the layers, stride and radius
     "depthwise": (lambda x: layers.DepthwiseConv2D(5, padding="same")(convolve(4)(x)), 1, 3),
     "residual": (lambda x: layers.Add()([convolve(4)(x), convolve(4)(convolve(4)(x))]), 1, 2),
     "thirds": (threefold, 3, 5),
-    "activation": (lambda x: layers.LeakyReLU()(layers.Conv2D(4, 3, padding="same")(x)), 1, 1),
     "global gate": (gated, 1, None),
     "group normalization": (small_unet(after=lambda x: layers.GroupNormalization(2)(x)), 2, None),
 }

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 from conftest import write_data_set
+from kagglehub import clients
 from kagglesdk import kaggle_env
 
 import data
@@ -81,11 +82,13 @@ def members(tmp_path_factory):
 def server(members, monkeypatch, tmp_path):
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.fault, server.archive, server.asked = None, pack(members), []
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "LOCALHOST")
         monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "cache"))
         place = f"http://localhost:{server.server_port}"
         monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.LOCAL, place)
+        # it searches the call stack through every module that the other tests have loaded
+        monkeypatch.setattr(clients, "get_user_agent", lambda: "kagglehub")
         yield server
         server.shutdown()
 

@@ -1,6 +1,7 @@
 """Checkpoint, history, and trainings that are interrupted and go on."""
 
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -33,11 +34,8 @@ def whole(data_set, tmp_path_factory):
     return output
 
 
-@pytest.mark.parametrize("moment", [
-    "validate",
-    pytest.param("save_checkpoint", marks=pytest.mark.slow),
-    pytest.param("write_history", marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["validate", "save_checkpoint", "write_history"])
 def test_a_resumed_training_ends_like_an_undisturbed_one(
     data_set, whole, tmp_path, monkeypatch, moment
 ):
@@ -49,19 +47,27 @@ def test_a_resumed_training_ends_like_an_undisturbed_one(
     assert len(known) == 2
     assert run(train, "--resume", tmp_path / "cut") == 0
     assert read_history(tmp_path / "cut")[:2] == known
-    for resumed, expected in zip(read_weights(tmp_path / "cut"), read_weights(whole), strict=True):
-        assert np.array_equal(resumed, expected)
-    assert [{**row, "seconds": 0} for row in read_history(tmp_path / "cut")] == [
-        {**row, "seconds": 0} for row in read_history(whole)
-    ]
+    check_same(tmp_path / "cut", whole)
 
 
-def test_ctrl_c_keeps_what_there_is(data_set, tmp_path, monkeypatch, capsys):
+def check_same(resumed, undisturbed):
+    """Two trainings came to the same weights, by the same way."""
+    weights = zip(read_weights(resumed), read_weights(undisturbed), strict=True)
+    assert all(np.array_equal(one, other) for one, other in weights)
+    one, other = (
+        [row | {"seconds": 0} for row in read_history(run)] for run in (resumed, undisturbed)
+    )
+    assert one == other
+
+
+def test_ctrl_c_keeps_what_there_is_and_it_ends_like_an_undisturbed_training(
+    data_set, trained, tmp_path, monkeypatch, capsys
+):
     fail_at(monkeypatch, callbacks, "validate", 2, KeyboardInterrupt)
     output = tmp_path / "run"
-    flags = ["--data", data_set, *SMALL, "--epochs", "3", "--output", output]
+    flags = ["--data", data_set, *SMALL, "--epochs", "2", "--output", output]
     assert run(train, *flags) == 130
-    assert "Interrupted after epoch 1 of 3. Go on with: python train.py --resume" in (
+    assert "Interrupted after epoch 1 of 2. Go on with: python train.py --resume" in (
         capsys.readouterr().out
     )
     record = json.loads((output / "run.json").read_text())
@@ -70,6 +76,7 @@ def test_ctrl_c_keeps_what_there_is(data_set, tmp_path, monkeypatch, capsys):
     assert run(train, "--resume", output) == 0
     assert json.loads((output / "run.json").read_text())["finished"]
     assert not (output / callbacks.CHECKPOINT).exists()
+    check_same(output, trained / "small")
 
 
 def test_a_loss_that_is_no_number_stops_with_a_reason(data_set, tmp_path, monkeypatch, capsys):
@@ -86,10 +93,8 @@ def test_a_loss_that_is_no_number_stops_with_a_reason(data_set, tmp_path, monkey
     assert not (tmp_path / "run" / callbacks.CHECKPOINT).exists()
 
 
-def test_resuming_without_its_checkpoint_is_refused(data_set, tmp_path, capsys):
-    output = tmp_path / "run"
-    flags = ["--data", data_set, *SMALL, "--epochs", "1", "--output", output]
-    assert run(train, *flags) == 0
+def test_resuming_without_its_checkpoint_is_refused(trained, tmp_path, capsys):
+    output = shutil.copytree(trained / "small", tmp_path / "run")
     record = json.loads((output / "run.json").read_text())
     (output / "run.json").write_text(json.dumps(record | {"finished": False}))
     before = (output / "history.csv").read_bytes()
@@ -110,6 +115,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         callbacks.restore_checkpoint(tmp_path, model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
 def test_a_step_of_the_training_compiles_under_xla_as_on_a_gpu(precision):
     images = np.random.default_rng(0).random((2, 64, 64, 1)).astype(np.float32)
