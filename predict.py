@@ -61,6 +61,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--slice-thickness", type=cli.positive(float), metavar="NM", help=thickness_help)
     submission_help = "also write P(interior) as 32-bit pages of one TIFF, as the challenge asked"
     add("--submission", type=cli.path, metavar="FILE.tif", help=submission_help)
+    corrections_help = "apply what was corrected on the page of a prediction of the same slices"
+    add("--corrections", type=cli.path, metavar="FILE.json", help=corrections_help)
     tta_help = "average 8 flips and rotations: better masks, 8 times the work; default: the run's"
     add("--tta", action=argparse.BooleanOptionalAction, help=tta_help)
     neighbours_help = (
@@ -99,6 +101,7 @@ def predict(args: argparse.Namespace) -> int:
     workers = cli.share_cores()
     from membrane import runs
     from membrane.errors import UserError
+    from membrane.inference import corrections
     from membrane.inference.loading import load_network
     from membrane.inference.precision import choose_precision, with_dtype
     from membrane.inference.predictor import Predictor
@@ -146,7 +149,10 @@ def predict(args: argparse.Namespace) -> int:
         "invert": args.invert,
         "probability": args.probability,
         "labels": args.labels,
+        "corrections": None,
     }
+    if args.corrections:
+        metadata["corrections"] = corrections.checksum(args.corrections)
     if not (args.zarr or any(map(is_zarr, args.input))):
         return predict_slices(args, predictor, workers, record, metadata, device)
     if args.submission:
@@ -168,6 +174,7 @@ def predict_slices(args, predictor, workers: int, record: dict, metadata: dict, 
     from membrane import folders, runs
     from membrane.errors import UserError
     from membrane.inference import batch, outputs, sources
+    from membrane.inference.corrections import read_corrections
     from membrane.inference.neighbours import REACH
     from membrane.inference.objects import number_objects
     from membrane.io.normalization import make_normalizer, sample_pixels, to_grey
@@ -180,8 +187,11 @@ def predict_slices(args, predictor, workers: int, record: dict, metadata: dict, 
         folders.check_not_in(args.submission, args.input, "--submission")
     files = sources.list_files(args.input)
     usable, failed = sources.find_sources(files, args.max_pixels, args.channel)
+    key = folders.slices_key(files)
+    corrected = read_corrections(args.corrections, key)
     folder = folders.claim_output(args.output, args.input, metadata, files)
     print(f"Device: {device}\nMasks: {runs.display_path(folder)}", flush=True)
+    metadata["slices_key"] = key
     outputs.note_skipped(args.input)
     total, began = sum(source.pages for source in usable), time.monotonic()
     config = batch.PredictionConfig(
@@ -196,6 +206,7 @@ def predict_slices(args, predictor, workers: int, record: dict, metadata: dict, 
         together=args.neighbours,
         thumbnail_pages=frozenset(outputs.choose_evenly(total, THUMBNAIL_PAGES)),
         viewer_pages=frozenset(outputs.choose_evenly(total, VIEWER_PAGES)),
+        corrections=corrected,
         polarity_sample=frozenset(outputs.choose_evenly(total, POLARITY_SAMPLE)),
     )
 

@@ -88,7 +88,7 @@ def score_masks(predict: Callable, slices: list, threshold: float, scale: float 
     scores = []
     for name, image, label in slices:
         probability = predict(normalize(image), scale)
-        mask = segment(probability > 0.5, probability).close_gaps(threshold)
+        mask = segment(probability > 0.5, probability).close_gaps(threshold).mask()
         truth = resize_label(to_interior(label, name), mask.shape)
         scores.append(metrics.score_slice(truth, mask))
     return scores

@@ -1,5 +1,6 @@
 import csv
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ cli.start_tensorflow()
 
 PRETRAINED = runs.OUTPUTS / runs.PRETRAINED
 SMALL = ["--filters", "4", "8", "--batch-size", "2"]  # of a network that trains in seconds
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+FLAGS = ("headless=new", "no-sandbox", "disable-gpu", "no-first-run", "disable-sync")
+QUIET = ("disable-background-networking", "disable-component-update", "window-size=1000,800")
 
 
 @pytest.fixture
@@ -27,6 +31,28 @@ def golden():
     if not os.environ.get("GOLDEN_DIR"):
         pytest.skip("GOLDEN_DIR is not set")
     return Path(os.environ["GOLDEN_DIR"])
+
+
+@pytest.fixture(scope="module")
+def downloads(tmp_path_factory):
+    return tmp_path_factory.mktemp("downloads")
+
+
+@pytest.fixture(scope="module")
+def browser(downloads):
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("no chromium and chromedriver here")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in FLAGS + QUIET:
+        options.add_argument(f"--{flag}")
+    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
 
 
 def run(script, *flags):

@@ -77,7 +77,10 @@ def measure_borders(basins: np.ndarray, mask: np.ndarray, probability: np.ndarra
 
 
 def agglomerate(
-    borders: Borders, threshold: float, evidence: np.ndarray | float = 0.0
+    borders: Borders,
+    threshold: float,
+    evidence: np.ndarray | float = 0.0,
+    apart: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """Returns the cell of each basin: mean boundary agglomeration up to a threshold.
 
@@ -87,8 +90,9 @@ def agglomerate(
 
     Args:
         borders: of `measure_borders`.
-        threshold: on P(interior), in (0, 1).
+        threshold: on P(interior), in [0, 1).
         evidence: log-odds (borders,) that are added to each border's mean.
+        apart: two basins that never come to lie in one cell.
 
     Returns:
         int (basins + 1,), by the basin's number.
@@ -108,6 +112,8 @@ def agglomerate(
         total, length = neighbours[one].get(other, (np.inf, 1))
         if -total / length != odds:
             continue  # joined, or its border has changed, since this was queued
+        if apart and {cells[one], cells[other]} == {cells[basin] for basin in apart}:
+            continue
         cells.merge(one, other)
         if len(neighbours[one]) < len(neighbours[other]):
             one, other = other, one

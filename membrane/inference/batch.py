@@ -13,14 +13,16 @@ import numpy as np
 
 from membrane.errors import UnreadableError
 from membrane.inference import neighbours
-from membrane.inference.masks import Segments, label_cells, measure_cells
+from membrane.inference.corrections import Corrections
+from membrane.inference.decisions import find_decisions
+from membrane.inference.masks import Segmentation, Segments, label_cells, measure_cells
 from membrane.inference.predictor import Predictor
 from membrane.inference.sources import Source
 from membrane.io.labels import to_mask_bytes
 from membrane.io.normalization import looks_inverted, middle_region, scale_shape, to_bytes
 from membrane.io.pixel_size import Size, find_scale, read_pixel_size
 from membrane.io.readers import read_pages
-from membrane.viewer.page import VIEW, make_views, thin
+from membrane.viewer.page import VIEW, is_editable, make_edit, make_views, thin
 from membrane.viewer.plots import make_thumbnail
 
 PIXELS_IN_FLIGHT = 2**26  # beyond these, one slice at a time
@@ -40,9 +42,10 @@ class Page:
     normalize: Callable | None = None  # its grey values to those that the network is trained on
     probability: np.ndarray | None = None  # P(interior), float32 (height, width)
     segments: Segments | None = None  # of what its mask is made
+    segmentation: Segmentation | None = None  # the cells that they make
     agrees: bool | None = None  # with the slice before; None where nothing can be compared
     mask: np.ndarray | None = None  # bool (height, width), or as written: uint8, 255 = interior
-    map: np.ndarray | None = None  # P(interior) as written, uint8 (height, width)
+    map: np.ndarray | None = None  # P(interior) as written or shown, uint8 (height, width)
     labels: np.ndarray | None = None  # (height, width)
     cells: dict[str, np.ndarray] | None = None  # a table of them
     error: str | None = None  # why the file cannot be read on
@@ -51,6 +54,7 @@ class Page:
     looks_inverted: bool = False
     thumbnails: tuple = ()  # of image and mask
     views: dict[str, bytes] | None = None  # the viewer's pictures of it
+    gains: list[float] | None = None  # what looking at each of its closest decisions is worth
 
     @property
     def index(self) -> int:
@@ -78,6 +82,7 @@ class PredictionConfig:
     together: bool  # whether neighbouring slices have a say in each other's masks
     thumbnail_pages: frozenset[int]  # numbers, among all pages, that a thumbnail is wanted of
     viewer_pages: frozenset[int]  # that the viewer shows
+    corrections: Corrections  # of masks
     polarity_sample: frozenset[int]  # that tell whether membranes are bright
 
 
@@ -137,7 +142,7 @@ def in_flight(
 
 
 def close_gaps(pages: Iterable[Page], threshold: float, config: PredictionConfig) -> Iterator[Page]:
-    """Yields pages, in order, with the masks that their segments make.
+    """Yields pages, in order, with the cells that their segments make.
 
     Args:
         pages: segmented, but for those that are lost.
@@ -146,16 +151,20 @@ def close_gaps(pages: Iterable[Page], threshold: float, config: PredictionConfig
     """
 
     def hold(page):
-        if not (config.probability or config.submission or config.labels):
+        wanted = config.probability or page.index in config.viewer_pages
+        if wanted and page.map is None and page.probability is not None:
+            page.map = to_bytes(page.probability)
+        if not (config.submission or config.labels):
             page.probability = None
         if page.segments and math.prod(page.segments.shape) > MAX_TOGETHER:
-            page.mask = page.segments.close_gaps(threshold) if page.mask is None else page.mask
-            page.segments = None
+            page.segmentation, page.segments = page.segments.close_gaps(threshold), None
         return page, page.segments
 
     slices = map(hold, pages)
-    for page, mask, page.agrees in neighbours.close_gaps(slices, threshold, config.together):
-        page.mask = mask if page.mask is None else page.mask
+    for page, segmentation, page.agrees in neighbours.close_gaps(
+        slices, threshold, config.together
+    ):
+        page.segmentation = segmentation or page.segmentation
         page.segments = None
         yield page
 
@@ -165,13 +174,15 @@ def finish_page(page: Page, config: PredictionConfig) -> Page:
 
     Its image is grey by now, and filled where it is no tissue.
     """
-    if page.mask.dtype == bool:  # made just now, not left by an interrupted command
+    predicted = None
+    if page.mask is None:  # else an interrupted command has left it
+        predicted = page.segmentation.mask()
+        page.mask, name = predicted.copy(), page.source.short_name(page.number)
+        done = config.corrections.apply(name, page.mask, page.segmentation, page.mask.shape)
         if config.labels:
             page.labels = label_cells(page.probability, page.mask, page.blank)
             cells = measure_cells(page.labels, page.probability)
             page.cells = {"page": np.full(len(cells["label"]), page.number + 1)} | cells
-        if config.probability:
-            page.map = to_bytes(page.probability)
         page.mask = to_mask_bytes(page.mask)
     image = page.image
     if page.index in config.polarity_sample:
@@ -182,8 +193,14 @@ def finish_page(page: Page, config: PredictionConfig) -> Page:
         page.thumbnails = tuple(map(make_thumbnail, small))
     if page.index in config.viewer_pages:
         seen = page.normalize(thin(image, VIEW))
-        page.views = make_views(seen, page.mask, page.map)  # cells have no number yet
-    page.image = page.normalize = None
+        shown = page.map if config.probability else None
+        page.views = make_views(seen, page.mask, shown)  # cells have no number yet
+        if predicted is not None and is_editable(page.mask.shape):
+            asked = [one.to_json() for one in find_decisions(page.segmentation)]
+            page.views |= make_edit(page.index, predicted, seen, page.map, asked, done)
+            page.gains = [one["gain"] for one in asked]
+    page.map = page.map if config.probability else None
+    page.image = page.normalize = page.segmentation = None
     page.blank_fraction = 0.0 if page.blank is None else float(page.blank.mean())
     page.blank = None
     page.probability = page.probability if config.submission else None

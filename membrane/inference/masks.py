@@ -35,6 +35,14 @@ class Window:
     basins: np.ndarray | None = None
     borders: Borders | None = None
 
+    @property
+    def origin(self) -> tuple[int, int]:
+        """Row and column of its first pixel, counted as `core` counts."""
+        top, left = (
+            one.start - other.start for one, other in zip(self.core, self.inside, strict=True)
+        )
+        return top, left
+
     def draw(self, cells: np.ndarray | None) -> np.ndarray:
         """Returns the mask of `core`, bool, with lines between the cells that the basins make."""
         if self.borders is None:
@@ -53,21 +61,39 @@ class Segments:
     shape: tuple[int, int]
     windows: list[Window]
 
-    def close_gaps(self, threshold: float) -> np.ndarray:
-        """Returns its mask, bool (height, width), True = cell interior; by the slice alone.
+    def close_gaps(self, threshold: float) -> "Segmentation":
+        """Returns what the slice decides by itself.
 
         Args:
             threshold: on P(interior), in (0, 1), of whole borders.
         """
         borders = [window.borders for window in self.windows]
-        return self.draw([one and agglomerate(one, threshold) for one in borders])
+        cells = [one and agglomerate(one, threshold) for one in borders]
+        return Segmentation(self, threshold, cells, [0.0] * len(cells))
 
-    def draw(self, cells: Sequence[np.ndarray | None]) -> np.ndarray:
-        """Returns the mask, bool (height, width), of the cells of each window's basins."""
-        closed = np.empty(self.shape, bool)
-        for window, own in zip(self.windows, cells, strict=True):
-            closed[window.core] = window.draw(own)
-        return closed
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Which basins make up each cell of a slice, or of a region of one.
+
+    Args:
+        segments: of the slice.
+        threshold: on P(interior), in (0, 1), of whole borders.
+        cells: of each window, the cell of each basin, int (basins + 1,); None where it has none.
+        evidence: of each window, the log-odds (borders,) that were added to each border's mean.
+    """
+
+    segments: Segments
+    threshold: float
+    cells: Sequence[np.ndarray | None]
+    evidence: Sequence[np.ndarray | float]
+
+    def mask(self) -> np.ndarray:
+        """Returns its mask, bool (height, width), True = cell interior."""
+        mask = np.empty(self.segments.shape, bool)
+        for window, own in zip(self.segments.windows, self.cells, strict=True):
+            mask[window.core] = window.draw(own)
+        return mask
 
 
 def segment(mask: np.ndarray, probability: np.ndarray, region: Region | None = None) -> Segments:

@@ -15,7 +15,13 @@ import numpy as np
 from scipy import sparse
 
 from membrane.inference.basins import agglomerate
-from membrane.inference.masks import FOREGROUND_THRESHOLD, Segments, Window, segment
+from membrane.inference.masks import (
+    FOREGROUND_THRESHOLD,
+    Segmentation,
+    Segments,
+    Window,
+    segment,
+)
 
 STRENGTH = 2.5  # log-odds that the whole evidence adds to a border's mean, or takes off
 ROUNDS = 1  # of agglomeration with evidence, after one without
@@ -29,8 +35,8 @@ Item = TypeVar("Item")
 
 def close_gaps(
     slices: Iterable[tuple[Item, Segments | None]], threshold: float, together: bool = True
-) -> Iterator[tuple[Item, np.ndarray | None, bool | None]]:
-    """Yields the masks of a series of slices, in order, each decided with its neighbours.
+) -> Iterator[tuple[Item, Segmentation | None, bool | None]]:
+    """Yields what makes up the cells of a series of slices, in order, each with its neighbours.
 
     Whether two slices are neighbours is decided from what they show, window by window, so that
     unrelated ones do each other no harm. No more slices are held than can have a say.
@@ -41,8 +47,8 @@ def close_gaps(
         together: False for each slice by itself.
 
     Yields:
-        What it is known by; its mask, bool (height, width), True = cell interior, None of one that
-        is lost; whether it and the slice before agree, None where there is nothing to compare.
+        What it is known by; its segmentation, None of one that is lost; whether it and the slice
+        before agree, None where there is nothing to compare.
     """
     if not together:
         for item, segments in slices:
@@ -54,7 +60,7 @@ def close_gaps(
     def decide(z):
         series.forget(z - REACH)
         held.pop(z - REACH - 1, None)
-        return waiting.popleft(), series.mask(z), series.agree(z - 1, z)
+        return waiting.popleft(), series.close_gaps(z), series.agree(z - 1, z)
 
     z = -1
     for z, (item, segments) in enumerate(slices):
@@ -77,16 +83,15 @@ def precompute_segmentations(
     """
     slices = [segment(one > FOREGROUND_THRESHOLD, one) for one in maps]
     if not together:
-        return [one.close_gaps for one in slices]
+        return [partial(lambda one, threshold: one.close_gaps(threshold).mask(), s) for s in slices]
 
     @cache
     def decide(threshold):
         series = Series(dict(enumerate(slices)).get, threshold)
-        return [series.cells(z) for z in range(len(slices))]
+        return [series.close_gaps(z) for z in range(len(slices))]
 
     return [
-        partial(lambda z, threshold: slices[z].draw(decide(threshold)[z]), z)
-        for z in range(len(slices))
+        partial(lambda z, threshold: decide(threshold)[z].mask(), z) for z in range(len(slices))
     ]
 
 
@@ -107,15 +112,15 @@ class Series:
         """Lets go of what is known of the slices before `end`."""
         self.known = {key: value for key, value in self.known.items() if key[0] >= end}
 
-    def mask(self, z: int) -> np.ndarray | None:
-        """Returns the mask of a slice, bool (height, width), True = interior."""
+    def close_gaps(self, z: int) -> Segmentation | None:
+        """Returns what makes up the cells of a slice; None of one that is lost."""
         segments = self.get(z)
-        return segments and segments.draw(self.cells(z))
-
-    def cells(self, z: int) -> list[np.ndarray | None]:
-        """Returns the cell of each basin, int (basins + 1,), of each window of a slice."""
-        count = len(self.get(z).windows)
-        return [self._cells(z, window, ROUNDS) for window in range(count)]
+        if segments is None:
+            return None
+        windows = range(len(segments.windows))
+        cells = [self._cells(z, window, ROUNDS) for window in windows]
+        evidence = [self._evidence(z, window, ROUNDS) for window in windows]
+        return Segmentation(segments, self.threshold, cells, evidence)
 
     def agree(self, z: int, other: int) -> bool | None:
         """Tells whether two slices agree in half their windows; None: nothing can be compared."""
@@ -132,14 +137,18 @@ class Series:
             return None
         key = z, window, rounds
         if key not in self.known:
-            evidence = 0.0
-            if rounds:
-                others = [self._neighbour(z, side, window) for side in (-1, 1)]
-                others = [other for other in others if other is not None]
-                found = [self._compare(z, other, window, rounds - 1) for other in others]
-                evidence = STRENGTH * sum(found) / max(len(found), 1)
+            evidence = self._evidence(z, window, rounds)
             self.known[key] = agglomerate(borders, self.threshold, evidence)
         return self.known[key]
+
+    def _evidence(self, z: int, window: int, rounds: int) -> np.ndarray | float:
+        """Returns the log-odds that the neighbours add to each border's mean."""
+        if not rounds or self.get(z).windows[window].borders is None:
+            return 0.0
+        others = [self._neighbour(z, side, window) for side in (-1, 1)]
+        others = [other for other in others if other is not None]
+        found = [self._compare(z, other, window, rounds - 1) for other in others]
+        return STRENGTH * sum(found) / max(len(found), 1)
 
     def _neighbour(self, z: int, side: int, window: int) -> int | None:
         """Returns the nearest slice on a side that agrees, None where there is none."""

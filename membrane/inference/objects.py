@@ -14,7 +14,7 @@ from membrane.inference.sources import Source
 from membrane.io.pixel_size import Size, read_pixel_size
 from membrane.io.readers import read_pages
 from membrane.io.writers import atomic_write, open_labels, open_table
-from membrane.viewer.page import LABELS, MASK, draw_labels, picture_path
+from membrane.viewer.page import LABELS, MASK, NUMBERS, draw_labels, list_objects, picture_path
 
 CELLS, OBJECTS = "cells.csv", "objects.csv"  # beside the labels
 
@@ -86,8 +86,10 @@ def _renumber(
             write(labels)
             index = source.first + number
             if picture_path(folder, index, MASK).exists():  # it is shown on the page
-                with atomic_write(picture_path(folder, index, LABELS)) as part:
-                    part.write_bytes(draw_labels(labels))
+                shown = {LABELS: draw_labels(labels), NUMBERS: list_objects(index, labels)}
+                for end, content in shown.items():
+                    with atomic_write(picture_path(folder, index, end)) as part:
+                        part.write_bytes(content)
 
 
 def _read(path: Path) -> Iterator[np.ndarray]:

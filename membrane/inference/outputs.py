@@ -1,10 +1,12 @@
 """What a prediction writes and prints: masks and what comes with them, page, notes, report."""
 
 import contextlib
+import json
 import math
 import shlex
 import shutil
 import sys
+import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -21,11 +23,12 @@ from membrane.io.labels import INTERIOR
 from membrane.io.pixel_size import Size
 from membrane.io.readers import is_image
 from membrane.io.writers import atomic_write, open_labels, open_pages, open_table, write_json
-from membrane.viewer.page import LABELS, picture_path, write_page
+from membrane.viewer.page import EDIT, LABELS, picture_path, read_edit, write_page
 from membrane.viewer.plots import draw_contact_sheet
 
 PAGE = "index.html"  # to look at them
 PLAUSIBLE_MEMBRANE = (0.05, 0.6)  # of a mask's pixels; beyond it the slice is probably unlike
+STATE = ("model_sha256", "threshold", "tta", "neighbours", "plain", "corrections")  # of masks
 LINE_SECONDS = 15  # between lines of progress where there is no terminal
 
 
@@ -67,10 +70,10 @@ def write_masks(
                         if page.thumbnails:
                             thumbnails.append((page.name, *page.thumbnails))
                         if page.views:
-                            number, part = page.index, found[page.name]
-                            name = page.name.replace(source.file.name, Path(source.target).stem)
-                            seen.append(write_views(folder, page.views, number, name, part))
+                            name, part = source.short_name(page.number), found[page.name]
+                            seen.append(write_views(folder, page.views, page.index, name, part))
                             seen[-1]["kinds"] += [LABELS] if config.labels else []
+                            seen[-1] |= _editing(folder, page)
                         inverted += [page.name] if page.looks_inverted else []
                         agreed += [] if page.agrees is None else [page.agrees]
                         for kind, text in _notes(page, config).items():
@@ -118,6 +121,16 @@ def write_views(
         with atomic_write(picture_path(folder, number, end)) as part:
             part.write_bytes(content)
     return {"name": name, "membrane": membrane, "file": f"{number:05d}", "kinds": list(views)}
+
+
+def _editing(folder: Path, page: Page) -> dict:
+    """Returns what the page must know of a slice that it corrects; nothing of another."""
+    edit = picture_path(folder, page.index, EDIT)
+    if page.gains is None and edit.exists():  # left by the interrupted command
+        page.gains = [one["gain"] for one in read_edit(edit)["decisions"]]
+    if page.gains is None:
+        return {}
+    return {"editable": True, "gains": page.gains, "save_as": page.source.mask_name(page.number)}
 
 
 def _notes(page: Page, config: PredictionConfig) -> dict[str, str]:
@@ -221,7 +234,10 @@ def show(folder: Path, sheet: list[tuple], shown: list[dict], total: int, metada
     averaged = "8 flips averaged" if metadata["tta"] else "one pass"
     model = f"model {metadata['model']}, threshold {metadata['threshold']:g}"
     text = f"{part}{model}, {averaged} · made by"
-    write_page(folder / PAGE, shown, text, shlex.join(["python", *sys.argv]))
+    made = json.dumps({key: metadata[key] for key in STATE}, sort_keys=True)
+    state = f"{zlib.crc32(made.encode()):08x}"
+    command = shlex.join(["python", *sys.argv])
+    write_page(folder / PAGE, shown, text, command, metadata["slices_key"], state)
 
 
 def report(folder: Path, membrane: dict[str, float], failed: dict[str, str], seconds: float) -> int:

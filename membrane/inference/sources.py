@@ -35,6 +35,16 @@ class Source:
         """Returns what to call a page of it, by its number from 0."""
         return self.file.name if self.pages == 1 else f"{self.file.name}[{number + 1}]"
 
+    def short_name(self, number: int) -> str:
+        """Returns what the viewer calls it."""
+        stem = Path(self.target).stem
+        return stem if self.pages == 1 else f"{stem}[{number + 1}]"
+
+    def mask_name(self, number: int) -> str:
+        """Returns the name of a PNG of its mask alone."""
+        stem = Path(self.target).stem
+        return f"{stem}.png" if self.pages == 1 else f"{stem}-{number + 1:04d}.png"
+
 
 def find_sources(
     files: Sequence[Path], max_pixels: int, channel: int | None = None

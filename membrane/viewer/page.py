@@ -1,5 +1,6 @@
 """The page that shows a prediction: index.html beside the masks, and its pictures."""
 
+import base64
 import io
 import json
 import zlib
@@ -8,14 +9,20 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from skimage.measure import label as connected_components
 
 from membrane.io.normalization import to_bytes
 from membrane.io.writers import atomic_write
 from membrane.runs import METADATA_DIR
 from membrane.viewer.plots import MISSED, THUMBNAIL
+from membrane.viewer.template import load_template
 
-VIEW = 2048  # px; a slice with twice this side or more is shown thinned
+VIEW = 2048  # px; a slice with twice this side or more is shown thinned, and not corrected there
+THUMB = 96  # px, of the slices in the strip
+LOSSLESS = 2**20  # px; larger slices are saved for training as JPEG shows them
+JPEG_QUALITY = 92
 MASK, LABELS = "mask.png", "labels.png"  # the ends of the names of two of a slice's pictures
+EDIT, NUMBERS = "edit.js", "objects.js"  # and of what its corrections and its cells' numbers need
 COLOURS = [0, 0, 0, *np.random.default_rng(0).integers(60, 256, 3 * 255).tolist()]  # of labels
 
 
@@ -30,13 +37,97 @@ def make_views(image: np.ndarray, mask: np.ndarray, probability=None) -> dict:
     Returns:
         The content of each file, by the end of its name.
     """
-    pictures = {"slice.jpg": Image.fromarray(to_bytes(np.clip(thin(image, VIEW), 0, 1)))}
+    seen = to_bytes(np.clip(thin(image, VIEW), 0, 1))
+    pictures = {"slice.jpg": Image.fromarray(seen), "thumb.jpg": Image.fromarray(thin(seen, THUMB))}
     if probability is not None:
         pictures["probability.jpg"] = Image.fromarray(thin(probability, VIEW))
     membrane = Image.fromarray((thin(mask, VIEW) == 0).astype(np.uint8))
     membrane.putpalette([0, 0, 0, *MISSED])
     pictures[MASK] = membrane
     return {name: _encode(name, picture) for name, picture in pictures.items()}
+
+
+def is_editable(shape: tuple[int, int]) -> bool:
+    """Tells whether slices of this shape are corrected on the page."""
+    return max(shape) < 2 * VIEW
+
+
+def make_edit(
+    number: int,
+    mask: np.ndarray,
+    image: np.ndarray,
+    probability: np.ndarray,
+    decisions: Sequence[dict],
+    operations: Sequence[dict],
+) -> dict[str, bytes]:
+    """Makes the script that gives the page what it corrects a slice with.
+
+    A page that is opened as a file may read the pixels of a script's pictures, not of a file's.
+
+    Args:
+        number: of the slice.
+        mask: bool (height, width), True = interior, before any correction.
+        image: float (height, width), about [0, 1].
+        probability: P(interior), uint8 (height, width).
+        decisions: on borders, of `Decision.to_json`, in the order to ask.
+        operations: corrections that are made already, of `Corrections`.
+
+    Returns:
+        The content of the file, by the end of its name.
+    """
+    height, width = mask.shape
+    seen = Image.fromarray(to_bytes(np.clip(image, 0, 1)))
+    kind = "PNG" if seen.width * seen.height <= LOSSLESS else "JPEG"
+    content = {
+        "shape": [height, width],
+        "mask": _data_url(Image.fromarray(mask), "PNG"),
+        "image": _data_url(seen, kind, quality=JPEG_QUALITY, compress_level=1),
+        "cells": _list_cells(mask, probability),
+        "decisions": decisions,
+        "operations": operations,
+    }
+    return {EDIT: _call("loadSlice", number, content)}
+
+
+def read_edit(path: Path) -> dict:
+    """Returns the content of a script of `make_edit`."""
+    return json.loads(path.read_text("utf-8").partition(", ")[2][:-2])
+
+
+def list_objects(number: int, labels: np.ndarray) -> bytes:
+    """Returns the content of a slice's `NUMBERS`: a pixel of each object, and its number.
+
+    Labels are integers (height, width), 0 = on no cell.
+    """
+    _, first = np.unique(labels, return_index=True)
+    y, x = np.divmod(first, labels.shape[1])
+    rows = np.stack([x, y, labels.ravel()[first]], 1)
+    return _call("loadObjects", number, rows[rows[:, 2] > 0].tolist())
+
+
+def _list_cells(mask: np.ndarray, probability: np.ndarray) -> list[list]:
+    """Returns [x, y, px, mean P(interior)] of each connected cell of a mask."""
+    cells = connected_components(mask, connectivity=1).ravel()
+    pixels = np.flatnonzero(cells)
+    found = cells[pixels]
+    area = np.bincount(found)
+    mean = np.bincount(found, probability.ravel()[pixels]) / np.maximum(area, 1) / 255
+    first = np.empty_like(area)
+    first[found] = pixels
+    rows = zip(*np.divmod(first, mask.shape[1])[::-1], area, mean.round(3), strict=True)
+    return [[int(x), int(y), int(px), float(p)] for x, y, px, p in list(rows)[1:]]
+
+
+def _data_url(picture: Image.Image, kind: str, **options) -> str:
+    with io.BytesIO() as file:
+        picture.save(file, kind, **options)
+        return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _call(function: str, number: int, content) -> bytes:
+    """Returns a script that calls a function of the page with what is known of a slice."""
+    text = json.dumps(content, separators=(",", ":"))
+    return f'{function}("{number:05d}", {text});'.encode()
 
 
 def draw_labels(labels: np.ndarray) -> bytes:
@@ -63,15 +154,23 @@ def picture_path(folder: Path, number: int, end: str) -> Path:
     return folder / METADATA_DIR / "page" / f"{number:05d}-{end}"
 
 
-def write_page(path: Path, slices: Sequence[dict], about: str, command: str) -> None:
-    """Writes the page that shows a prediction, from the template page.html.
+def write_page(
+    path: Path, slices: Sequence[dict], about: str, command: str, key: str = "", state: str = ""
+) -> None:
+    """Writes the page that shows a prediction and corrects it.
 
-    The pictures lie in about/page beside it. A slice is given by its name, its membrane fraction
-    (membrane), the start of its pictures' names (file), and the ends of these names (kinds).
+    Args:
+        path: of the page; the pictures lie in about/page beside it.
+        slices: each by its name, its membrane fraction (membrane), the start of its pictures' names
+            (file), and the ends of these names (kinds); where it can be corrected, also by what
+            each decision on it is worth (gains) and the name of its mask (save_as).
+        about: a line on the prediction.
+        command: that made it.
+        key: of the slices, for corrections of them.
+        state: of the prediction, by which a browser knows what it has stored.
     """
-    data = {"slices": slices, "about": about, "command": command}
-    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    _write(path, _fill(template, "data", data))
+    data = {"slices": slices, "about": about, "command": command, "key": key, "state": state}
+    _write(path, _fill(load_template(), "data", data))
 
 
 def add_scores(path: Path, scores: dict[str, dict[str, float]]) -> None:

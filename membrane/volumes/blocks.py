@@ -77,10 +77,12 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
     series, agreed = Series(segment, flags.threshold), []
     for number, z in enumerate(range(block.z.start, block.z.stop)):
         if flags.neighbours:
-            mask = series.mask(z)
+            segmentation = series.close_gaps(z)
             agreed.append(series.agree(z - 1, z))
         else:
-            mask = segment(z).close_gaps(flags.threshold)
+            segmentation = segment(z).close_gaps(flags.threshold)
+        mask = segmentation.mask()
+        job.corrections.apply(f"z {z}", mask, segmentation, shape, block.region)
         masks[number] = to_mask_bytes(mask)
         if labels:
             probability, blank = needed.pop(z)
@@ -146,7 +148,7 @@ def describe(job: Job, source: store.Volume, predictor: Predictor, workers: int)
             began = time.perf_counter()
             maps = pool.map(predictor, [image] * workers)
             cut = pool.map(lambda one: job.threshold_map(one, flags.threshold, flags.plain), maps)
-            list(pool.map(lambda one: one.close_gaps(flags.threshold), cut))
+            list(pool.map(lambda one: one.close_gaps(flags.threshold).mask(), cut))
             rate = workers * image.size / (time.perf_counter() - began) / more
     counts = [sum(1 for _ in job.cut(level)) for level in range(len(job.levels))]
     outputs = len(job.outputs)

@@ -10,10 +10,11 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
+from membrane.inference.corrections import Corrections
 from membrane.inference.masks import WINDOW
 from membrane.io.writers import write_json
 from membrane.runs import METADATA_DIR
@@ -61,6 +62,7 @@ class Job:
     scale: tuple[float, float]  # of height and width, to the pixels the network is trained at
     block: tuple[int, int, int]  # shape of the blocks, (z, y, x), of `choose_block`
     levels: Sequence[tuple]  # of the pyramid, of `pyramid.plan_levels`
+    corrections: Corrections = field(default_factory=Corrections)  # of masks, by "z 0" and so on
 
     @property
     def outputs(self) -> list[Path]:

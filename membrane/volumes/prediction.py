@@ -12,7 +12,9 @@ from membrane import folders, runs
 from membrane.errors import UserError
 from membrane.inference import outputs
 from membrane.inference.batch import check_scaled
+from membrane.inference.corrections import Corrections, read_corrections
 from membrane.inference.predictor import Predictor
+from membrane.inference.sources import find_sources
 from membrane.io.pixel_size import find_scale
 from membrane.viewer.page import make_views
 from membrane.viewer.plots import make_thumbnail
@@ -48,6 +50,7 @@ def predict_volume(
     scale = find_scale(size, record.get("pixel_size"))
     check_scaled(path, source.shape[1:], scale, args.max_pixels)
     source = dataclasses.replace(source, voxel=(source.voxel[0], *(size or (None, None))))
+    key = folders.slices_key(source.files)
     job = Job(
         flags=args,
         source=path.resolve(),
@@ -59,6 +62,7 @@ def predict_volume(
         scale=scale,
         block=choose_block(source.shape, scale),
         levels=pyramid.plan_levels(source.shape, source.voxel),
+        corrections=_read_corrections(args, source, key),
     )
     if args.labels and job.block[1:] != source.shape[1:]:
         raise UserError(
@@ -73,6 +77,7 @@ def predict_volume(
     metadata |= {"shape": list(source.shape), "block": list(job.block)}
     folder = folders.claim_output(args.output, args.input, metadata, source.files)
     print(f"Device: {args.scheduler or device}\nMasks: {runs.display_path(folder)}", flush=True)
+    metadata["slices_key"] = key
     if scale != (1.0, 1.0):
         print(f"Note: {outputs.describe_scale(path.name, size, record['pixel_size'])}")
     job = dataclasses.replace(job, masks=folder.resolve() / job.masks)
@@ -102,6 +107,17 @@ def predict_volume(
         outputs.finish_metadata(folder, metadata, device, membrane, failed)
         shutil.rmtree(job.markers, ignore_errors=True)
     return outputs.report(folder, membrane, failed, seconds)
+
+
+def _read_corrections(args, source: store.Volume, key: str) -> Corrections:
+    """Reads corrections of the slices of a folder or stack, and calls these as a volume does."""
+    found = read_corrections(args.corrections, key)
+    if not found.slices:
+        return found
+    usable, _ = find_sources(source.files, args.max_pixels, args.channel)
+    names = [one.short_name(page) for one in usable for page in range(one.pages)]
+    numbers = {name: f"z {z}" for z, name in enumerate(names)}
+    return Corrections({numbers[name]: made for name, made in found.slices.items()})
 
 
 def _draw(job: Job, source: store.Volume, membrane: dict[str, float], metadata: dict) -> None:

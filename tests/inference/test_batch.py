@@ -10,6 +10,7 @@ from PIL import Image
 import predict
 from membrane.inference import batch, neighbours
 from membrane.inference.batch import PredictionConfig
+from membrane.inference.corrections import Corrections
 from membrane.inference.sources import Source, find_needed
 from membrane.io.normalization import make_normalizer, sample_pixels, to_grey
 
@@ -58,6 +59,7 @@ def predict_all(sources, folder, predictor, workers=3, together=True, **others):
         "thumbnail_pages": frozenset({3}),
         "viewer_pages": frozenset({3}),
         "polarity_sample": frozenset({3}),
+        "corrections": Corrections(),
     }
     config = PredictionConfig(**known | others)
 

@@ -10,7 +10,7 @@ RNG = np.random.default_rng(0)
 
 
 def close_gaps(probability, threshold):
-    return masks.segment(probability > 0.5, probability).close_gaps(threshold)
+    return masks.segment(probability > 0.5, probability).close_gaps(threshold).mask()
 
 
 def agglomerate(parts, probability, threshold):

@@ -31,9 +31,10 @@ def make_series(count, size=(220, 260), seed=0, drift=2):
 def close_gaps(maps, together=True):
     """Returns the masks of maps, None standing for one that is lost, and which pairs agree."""
     slices = ((z, None if one is None else segment(one > 0.5, one)) for z, one in enumerate(maps))
-    numbers, masks, pairs = zip(*neighbours.close_gaps(slices, THRESHOLD, together), strict=True)
+    found = neighbours.close_gaps(slices, THRESHOLD, together)
+    numbers, segmentations, pairs = zip(*found, strict=True)
     assert numbers == tuple(range(len(maps)))
-    return masks, pairs
+    return [one and one.mask() for one in segmentations], pairs
 
 
 def score(masks, labels):
@@ -106,10 +107,10 @@ def test_a_mask_follows_from_the_slices_within_reach(series, monkeypatch):
     held = []
 
     class Watched(neighbours.Series):
-        def mask(self, z):
+        def close_gaps(self, z):
             held.append(sum(self.get(near) is not None for near in range(-20, 20)))
             assert len({key[0] for key in self.known}) <= 2 * neighbours.REACH + 1
-            return super().mask(z)
+            return super().close_gaps(z)
 
     monkeypatch.setattr(neighbours, "Series", Watched)
     many = [maps[z % 8] for z in range(15)]

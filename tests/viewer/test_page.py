@@ -1,5 +1,4 @@
 import io
-import shutil
 
 import numpy as np
 import pytest
@@ -11,10 +10,7 @@ from membrane import synthetic
 from membrane.inference import outputs
 from membrane.viewer import page
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 NAMES = ("<img src=x onerror=alert(1)>", "a const SCORES = 1; b", "c")
-FLAGS = ("headless=new", "no-sandbox", "disable-gpu", "no-first-run", "disable-sync")
-QUIET = ("disable-background-networking", "disable-component-update", "window-size=1000,800")
 
 
 @pytest.fixture(scope="module")
@@ -30,22 +26,6 @@ def masks(tmp_path_factory):
     flags = ["--model", PRETRAINED, "--probability", "--labels", "--output", root / "masks"]
     assert run_predict(root / "slices", *flags) == 0
     return root / "masks"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("no chromium and chromedriver here")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in FLAGS + QUIET:
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
 
 
 def test_keys_buttons_and_slider_of_the_page_do_what_they_say(masks, browser):

@@ -1,0 +1,164 @@
+"""What was corrected on a prediction's page, applied to the masks of the same slices."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from membrane.errors import UserError
+from membrane.inference.decisions import find_border
+from membrane.inference.masks import Segmentation
+from membrane.inference.tiling import Region, full_region
+
+DECISIONS, PAINT = ("join", "separate", "leave"), ("membrane", "cell")
+MAX_BRUSH = 64  # px
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """Decisions and strokes, as the page saves them.
+
+    `slices` has the operations on each slice, by its name, in their order: decisions {"kind":
+    "join", "separate" or "leave", "at": [x, y], "sides": [[x, y], [x, y]], "pixels": [flat indices
+    of the slice]}; strokes {"kind": "membrane" or "cell", "points": [[x, y], …], "size": px}; and
+    {"kind": …, "pixels": […]}.
+    """
+
+    slices: dict[str, list[dict]] = field(default_factory=dict)
+
+    def apply(
+        self,
+        name: str,
+        mask: np.ndarray,
+        segmentation: Segmentation | None,
+        shape: tuple[int, int],
+        region: Region | None = None,
+    ) -> list[dict]:
+        """Corrects a mask in place.
+
+        A decision is about the border that the segmentation has between its two sides now, which
+        another model or threshold may draw elsewhere; where there is none, about its own pixels.
+
+        Args:
+            name: of the slice.
+            mask: bool (height, width), True = interior, of the slice or a region of it.
+            segmentation: that the mask was drawn from, if it was.
+            shape: height and width of the slice.
+            region: its rows and columns; None for all.
+
+        Returns:
+            The operations, with the pixels of the borders as they are drawn now, where they are.
+        """
+        done = []
+        rows, columns = region = region or full_region(shape)
+        corners = np.array([[rows.start, columns.start], [rows.stop, columns.stop]])
+        for operation in self.slices.get(name, []):
+            kind = operation["kind"]
+            pixels = None
+            if kind in ("join", "separate") and segmentation is not None:
+                at, *sides = (point[::-1] for point in (operation["at"], *operation["sides"]))
+                pixels = find_border(segmentation, at, sides, kind == "join", corners[0])
+            done.append(operation)
+            if pixels is not None:
+                mask.ravel()[pixels] = kind == "join"
+                done[-1] = operation | {"pixels": pixels.tolist()}
+            elif "points" in operation:
+                points, size = np.array(operation["points"])[:, ::-1], operation["size"]
+                draw(mask, points - corners[0], size, kind == "cell")
+            elif kind != "leave":
+                y, x = np.divmod(np.array(operation["pixels"], int), shape[1])
+                here = (y >= rows.start) & (y < rows.stop)
+                here &= (x >= columns.start) & (x < columns.stop)
+                mask[y[here] - rows.start, x[here] - columns.start] = kind in ("join", "cell")
+        return done
+
+
+def draw(mask: np.ndarray, points: np.ndarray, size: int, value: bool) -> None:
+    """Draws a stroke, in place: all pixels within size / 2 of a line through the points.
+
+    Args:
+        mask: bool (height, width).
+        points: int (points, 2), y and x; they may lie outside.
+        size: diameter, px.
+        value: what the pixels become.
+    """
+    ends = pairwise(points) if len(points) > 1 else [(points[0], points[0])]
+    for start, end in ends:
+        low = np.maximum(np.minimum(start, end) - size, 0)
+        high = np.minimum(np.maximum(start, end) + size + 1, mask.shape)
+        if (low >= high).any():
+            continue
+        y, x = np.ogrid[
+            low[0] - start[0] : high[0] - start[0], low[1] - start[1] : high[1] - start[1]
+        ]
+        dy, dx = (end - start).tolist()
+        length = dy * dy + dx * dx
+        along = np.clip(y * dy + x * dx, 0, length)
+        # in whole numbers, so that the page and this agree about every pixel
+        off = (y * y + x * x) * max(length, 1) - 2 * along * (y * dy + x * dx) + along * along
+        mask[low[0] : high[0], low[1] : high[1]][4 * off <= size * size * max(length, 1)] = value
+
+
+def read_corrections(path: Path | None, key: str) -> Corrections:
+    """Reads corrections that the page of a prediction of the same slices has saved.
+
+    Args:
+        path: of the file; None for no corrections.
+        key: of the slices, of `folders.slices_key`.
+
+    Raises:
+        UserError: the file is not there, is something else, or is of other slices.
+    """
+    if path is None:
+        return Corrections()
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        other, slices = content["prediction"], content["slices"]
+        for operations in slices.values():
+            for operation in operations:
+                _check(operation)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; name what the page has saved") from None
+    except (ValueError, TypeError, LookupError, AttributeError):
+        raise UserError(f"{path}: not corrections as the page of a prediction saves them") from None
+    if other != key:
+        raise UserError(
+            f"{path}: corrections of other slices; give them to a prediction of the same files"
+        )
+    return Corrections(slices)
+
+
+def checksum(path: Path) -> str | None:
+    """Returns what tells a file of corrections from others; None where it cannot be read."""
+    with contextlib.suppress(OSError):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    return None
+
+
+def _check(operation: dict) -> None:
+    """Raises if an operation is not as `Corrections` has it."""
+    kind = operation["kind"]
+    if kind in DECISIONS:
+        at, sides = operation["at"], operation["sides"]
+        good = len(sides) == 2 and _are_points([at, *sides])
+        good = good and (kind == "leave" or _are_pixels(operation["pixels"]))
+    elif kind in PAINT and "points" in operation:
+        size = operation["size"]
+        good = type(size) is int and 1 <= size <= MAX_BRUSH and _are_points(operation["points"])
+    else:
+        good = kind in PAINT and _are_pixels(operation["pixels"])
+    if not good:
+        raise ValueError
+
+
+def _are_points(points: Sequence) -> bool:
+    return bool(points) and all(len(point) == 2 and _are_pixels(point) for point in points)
+
+
+def _are_pixels(pixels: Sequence) -> bool:
+    return all(type(number) is int and 0 <= number < 2**32 for number in pixels)

@@ -1,0 +1,156 @@
+"use strict";
+// Writes masks, corrections and training sets, into a folder or as one ZIP.
+
+const REACH = 48, UNKNOWN = 128;  // px around corrections where labels are known; elsewhere
+
+function download(name, blob) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+}
+
+// Where to write files: a folder that the user picks, or a ZIP where the browser has no picker.
+async function openTarget(zipName) {
+  if (!window.showDirectoryPicker) {
+    const zip = new Zip();
+    const write = async (path, bytes) => zip.add(path, bytes);
+    return { name: zipName, write, close: () => download(zipName, zip.close()) };
+  }
+  const root = await window.showDirectoryPicker({ mode: "readwrite" });
+  const write = async (path, bytes) => {
+    const names = path.split("/");
+    let folder = root;
+    for (const name of names.slice(0, -1)) {
+      folder = await folder.getDirectoryHandle(name, { create: true });
+    }
+    const file = await folder.getFileHandle(names.at(-1), { create: true });
+    const stream = await file.createWritable();
+    await stream.write(bytes);
+    await stream.close();
+  };
+  return { name: root.name, write, close: () => {} };
+}
+
+// Names of files for slices: without folders, ending in .png, each once.
+function nameFiles(slices) {
+  const taken = new Set();
+  return slices.map((slice) => {
+    const plain = (slice.save_as ?? slice.name).replace(/[/\\\p{Cc}]/gu, "_");
+    const stem = plain.replace(/\.[^.]*$/, "") || "slice";
+    let name = `${stem}.png`;
+    for (let n = 2; taken.has(name); n++) name = `${stem}-${n}.png`;
+    taken.add(name);
+    return name;
+  });
+}
+
+// Opens slices one after the other and writes files of them; returns the names of the slices.
+async function writeSlices(slices, zipName, filesOf) {
+  if (!slices.length) throw new Error("no slice to save; correct one first");
+  const target = await openTarget(zipName), names = nameFiles(slices), written = [];
+  for (const [n, slice] of slices.entries()) {
+    say(`Saving ${n + 1} of ${slices.length} …`);
+    const opened_ = await openSlice(DATA.slices.indexOf(slice));
+    if (!opened_) throw new Error(`${slice.name}: cannot be read from about/page`);
+    for (const [folder, grey] of await filesOf(opened_, operationsOn(slice.name))) {
+      await target.write(folder + names[n], await encodePng(grey, opened_));
+    }
+    written.push(slice.name);
+  }
+  await target.close();
+  return { written, into: target.name };
+}
+
+// Notes that what was corrected on slices is saved.
+function noteSaved(names) {
+  for (const name of names) kept.saved[name] = checksumOf(name);
+  keep();
+  tellUnsaved();
+}
+
+const editableSlices = () => DATA.slices.filter((slice) => slice.editable && DATA.key);
+const count = (list, what) => `${list.length} ${what}${list.length === 1 ? "" : "s"}`;
+
+async function saveMasks() {
+  const all = $("which").value === "all";
+  const slices = editableSlices().filter(
+    (slice) => all || isCorrected(slice) || isUnsaved(slice.name));
+  const { written, into } = await writeSlices(slices, "masks.zip", ({ now }) => [["", now]]);
+  noteSaved(written);
+  say(`${count(written, "mask")} saved in ${into}.`);
+}
+
+async function saveCorrections() {
+  download("corrections.json", new Blob([writeCorrections()], { type: "application/json" }));
+  noteSaved(DATA.slices.map((slice) => slice.name));
+  say(`Corrections of ${count([...ofSlice.keys()], "slice")} saved in corrections.json.`);
+}
+
+// The label of a slice for training: the mask, unknown where it is far from all corrections.
+function makeLabel(slice, operations) {
+  if (!$("near").checked) return slice.now;
+  const near = findNear(operations, slice, REACH);
+  return slice.now.map((value, index) => near[index] ? value : UNKNOWN);
+}
+
+async function saveTraining() {
+  const near = $("near").checked;
+  const slices = editableSlices().filter(
+    (slice) => isChosen(slice) && (!near || isCorrected(slice)));
+  const { written, into } = await writeSlices(slices, "training.zip", async (slice, operations) => [
+    ["train/imgs/", await readGrey(slice.image, slice)],
+    ["train/labels/", makeLabel(slice, operations)],
+  ]);
+  say(`${count(written, "slice")} saved in ${into}. As MINE, train on them by: ` +
+    `python train.py --data MINE --init pretrained${near ? ` --ignore ${UNKNOWN}` : ""}`);
+}
+
+// Takes the corrections of a file, in place of those that there are.
+async function loadCorrections(file) {
+  const slices = readCorrections(await file.text());
+  const some = kept.log.length > 0;
+  if (some && !confirm("Replace the corrections that are here by those of the file?")) return;
+  [kept.log, undone] = [[], []];
+  for (const [name, operations] of slices) {
+    const number = DATA.slices.findIndex((slice) => slice.name === name);
+    kept.taken[name] = true;
+    const content = await readContent(number);
+    putBefore(name, operations, content?.decisions ?? []);
+  }
+  leaveQueue();
+  change(keep);
+  noteSaved(DATA.slices.map((slice) => slice.name));
+  say(`Corrections of ${count(slices, "slice")} loaded.`);
+}
+
+// Does something that may fail, and says why it did.
+async function attempt(work) {
+  for (const button of $("saving").querySelectorAll("button")) button.disabled = true;
+  try {
+    await takingEarlier;
+    await work();
+  } catch (error) {
+    say(error.name === "AbortError" ? "Nothing was saved." : `Not done: ${error.message}.`);
+  }
+  for (const button of $("saving").querySelectorAll("button")) button.disabled = false;
+}
+
+function openSaving() {
+  dropStroke();
+  $("told").textContent = "";
+  $("saving").showModal();
+}
+
+function listenToSaving() {
+  $("save").onclick = openSaving;
+  $("save-masks").onclick = () => attempt(saveMasks);
+  $("save-corrections").onclick = () => attempt(saveCorrections);
+  $("save-training").onclick = () => attempt(saveTraining);
+  $("load").onchange = async () => {
+    const [file] = $("load").files;
+    if (file) await attempt(() => loadCorrections(file));
+    $("load").value = "";
+  };
+}

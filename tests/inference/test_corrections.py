@@ -1,0 +1,181 @@
+import json
+from fractions import Fraction
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from conftest import PRETRAINED, check_refusal, run_predict
+from PIL import Image
+from skimage.measure import label as connected_components
+
+from membrane import folders, synthetic
+from membrane.inference.corrections import Corrections, draw
+from membrane.viewer.page import EDIT, picture_path, read_edit
+
+SIDES = (150, 170)
+STROKES = [
+    {"kind": "membrane", "size": 3, "points": [[5, 140], [60, 100], [60, 90]]},
+    {"kind": "cell", "size": 6, "points": [[169, 0]]},
+    {"kind": "membrane", "pixels": [170, 171, 172]},
+]
+
+
+def distance(point, start, end):
+    """The exact squared distance of a pixel from a line."""
+    d, w = np.subtract(end, start).tolist(), np.subtract(point, start).tolist()
+    length = d[0] ** 2 + d[1] ** 2
+    t = min(max(Fraction(d[0] * w[0] + d[1] * w[1], length or 1), 0), 1)
+    return (w[0] - t * d[0]) ** 2 + (w[1] - t * d[1]) ** 2
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 8])
+@pytest.mark.parametrize("points", [[(9, 9)], [(2, 3), (17, 11)], [(-4, 5), (8, 25), (8, 3)]])
+def test_a_stroke_is_all_that_lies_within_half_its_size(points, size):
+    mask = np.zeros((20, 22), bool)
+    draw(mask, np.array(points), size, True)
+    lines = list(pairwise(points)) or [(points[0], points[0])]
+    for place, found in np.ndenumerate(mask):
+        least = min(distance(place, *line) for line in lines)
+        assert found == (4 * least <= size * size)
+    draw(mask, np.array(points), size, False)
+    assert not mask.any()
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory):
+    """Three slices as a folder and a stack, the masks of the folder, and its page's scripts."""
+    root = tmp_path_factory.mktemp("series")
+    (root / "slices").mkdir()
+    noise = np.random.default_rng(0).normal(0, 60, (3, *SIDES))
+    images = [synthetic.make_slice(*SIDES, seed)[0] for seed in range(3)]
+    images = np.clip(np.stack(images) + noise, 0, 255).astype(np.uint8)
+    for name, image in zip("abc", images, strict=True):
+        Image.fromarray(image).save(root / "slices" / f"{name}.png")
+    tifffile.imwrite(root / "stack.tif", images, photometric="minisblack")
+    assert predict(root / "slices", root / "masks") == 0
+    return root
+
+
+def predict(source, output, *flags):
+    return run_predict(source, "--model", PRETRAINED, "--output", output, *flags)
+
+
+def read(folder):
+    return np.stack([np.asarray(Image.open(folder / f"{name}.png")) for name in "abc"])
+
+
+def read_page(folder):
+    return [read_edit(picture_path(folder, number, EDIT)) for number in range(3)]
+
+
+def decide(asked):
+    """What the page saves of a decision against the present state."""
+    kind = "separate" if asked["joined"] else "join"
+    return {"kind": kind} | {key: asked[key] for key in ("at", "sides", "pixels")}
+
+
+@pytest.fixture
+def corrections(series, tmp_path):
+    """Corrections of two slices, and the masks that they make of the page's own."""
+    page, masks = read_page(series / "masks"), read(series / "masks")
+    made = [decide(one) for one in page[0]["decisions"][:6]]
+    assert len({one["kind"] for one in made}) == 2
+    operations = {"a": [*made, *STROKES], "c": STROKES[:1]}
+    operations["a"][0] = {"kind": "leave"} | {key: made[0][key] for key in ("at", "sides")}
+    for one in made[1:]:
+        masks[0].ravel()[one["pixels"]] = 255 * (one["kind"] == "join")
+    for number, strokes in ((0, STROKES), (2, STROKES[:1])):
+        for one in strokes:
+            value = 255 * (one["kind"] == "cell")
+            if "pixels" in one:
+                masks[number].ravel()[one["pixels"]] = value
+            else:
+                drawn = np.zeros(SIDES, bool)
+                draw(drawn, np.array(one["points"])[:, ::-1], one["size"], True)
+                masks[number][drawn] = value
+    return write(series, tmp_path, operations), masks, made[1:]
+
+
+def write(series, folder, slices, others=None):
+    files = sorted((series / "slices").iterdir())
+    content = {"prediction": folders.slices_key(files), "slices": slices} | (others or {})
+    (folder / "corrections.json").write_text(json.dumps(content))
+    return folder / "corrections.json"
+
+
+def test_a_prediction_with_corrections_has_the_masks_that_the_page_shows(
+    series, corrections, tmp_path
+):
+    path, expected, _ = corrections
+    flags = ("--corrections", path, "--labels")
+    assert predict(series / "slices", tmp_path / "masks", *flags) == 0
+    assert np.array_equal(read(tmp_path / "masks"), expected)
+    before, after = read_page(series / "masks"), read_page(tmp_path / "masks")
+    assert [one["mask"] for one in before] == [one["mask"] for one in after]
+    assert [len(one["operations"]) for one in after] == [9, 0, 1]
+    labels = tifffile.imread(tmp_path / "masks/labels/a.tif")
+    cells = connected_components(expected[0] > 0, connectivity=1)
+    large = np.flatnonzero(np.bincount(cells.ravel())[1:] >= 32) + 1
+    assert {len(set(labels[cells == cell])) for cell in large} == {1}
+    assert len({labels[cells == cell][0] for cell in large}) == len(large)
+    assert predict(series / "slices", tmp_path / "masks", *flags) == 2  # it is finished
+
+
+def test_a_volume_is_corrected_as_the_folder_is(series, corrections, tmp_path):
+    path, expected, _ = corrections
+    assert predict(series / "slices", tmp_path / "v", "--zarr", "--corrections", path) == 0
+    volume = zarr.open_group(str(tmp_path / "v/slices.zarr"), mode="r")["0"][:]
+    assert np.array_equal(volume, expected)
+
+
+def test_decisions_hold_at_another_threshold(series, corrections, tmp_path):
+    path, _, made = corrections
+    for number, threshold in enumerate((0.2, 0.8)):
+        folder = tmp_path / f"{number}"
+        flags = ("--threshold", threshold, "--corrections", path)
+        assert predict(series / "slices", folder, *flags) == 0
+        cells = connected_components(read(folder)[0], connectivity=1)
+        for one in made:
+            (x, y), (u, v) = one["sides"]
+            assert (cells[y, x] == cells[v, u]) == (one["kind"] == "join")
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"prediction": "0123456789abcdef"}, "of other slices"),
+    ({"slices": {"a": [{"kind": "melt", "pixels": [1]}]}}, "not corrections"),
+    ({"slices": {"a": [{"kind": "cell", "size": 99, "points": [[1, 1]]}]}}, "not corrections"),
+    ({"slices": {"a": [{"kind": "cell", "size": 3, "points": []}]}}, "not corrections"),
+    ({"slices": {"a": [{"kind": "join", "at": [1, 1], "sides": [[1, 1]], "pixels": [1]}]}},
+     "not corrections"),
+    ({"slices": {"a": [{"kind": "cell", "pixels": [-1]}]}}, "not corrections"),
+    ({"slices": [1]}, "not corrections"),
+])  # fmt: skip
+def test_what_is_no_correction_of_these_slices_is_refused(series, tmp_path, capsys, change, words):
+    path = write(series, tmp_path, {}, change)
+    for more in ((), ("--zarr",)):
+        flags = ("--corrections", path, *more)
+        assert predict(series / "slices", tmp_path / "masks", *flags) == 2
+        check_refusal(capsys, words, "corrections.json")
+        assert not (tmp_path / "masks").exists()
+
+
+def test_slices_are_known_wherever_they_lie(series, tmp_path):
+    files = sorted((series / "slices").iterdir())
+    copies = [tmp_path / file.name for file in files]
+    for file, copy in zip(files, copies, strict=True):
+        copy.write_bytes(file.read_bytes())
+    assert folders.slices_key(copies) == folders.slices_key(files)
+    content = bytearray(copies[1].read_bytes())
+    content[-20] ^= 1
+    copies[1].write_bytes(content)
+    assert folders.slices_key(copies) != folders.slices_key(files)
+
+
+def test_pixels_and_decisions_beyond_a_region_change_nothing_in_it():
+    mask = np.zeros((10, 10), bool)
+    operations = [{"kind": "cell", "pixels": [0, 5 * 30 + 4, 29 * 30]}]
+    rows = slice(5, 15), slice(0, 10)
+    Corrections({"a": operations}).apply("a", mask, None, (30, 30), rows)
+    assert np.argwhere(mask).tolist() == [[0, 4]]

@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+from skimage.measure import label as connected_components
+from test_neighbours import make_series
+
+from membrane.inference import decisions, masks
+from membrane.inference.decisions import find_border, find_decisions
+from membrane.inference.masks import segment
+
+THRESHOLD = 0.5
+
+
+def tissue(gap):
+    """P(interior) of two cells side by side; the upper half of their membrane has P = `gap`."""
+    probability = np.full((60, 101), 0.95, np.float32)
+    probability[:, 49:52] = 0.05
+    probability[:30, 49:52] = gap
+    return probability
+
+
+def decide(probability, threshold=THRESHOLD):
+    return segment(probability > 0.5, probability).close_gaps(threshold)
+
+
+def count_cells(mask):
+    return connected_components(mask, connectivity=1).max()
+
+
+@pytest.mark.parametrize("gap, joined", [(0.6, False), (0.99, True)])
+def test_one_decision_makes_two_cells_one_or_one_two(gap, joined):
+    segmentation = decide(tissue(gap))
+    mask = segmentation.mask()
+    first = find_decisions(segmentation)[0]
+    assert first.joined is joined and count_cells(mask) == 2 - joined
+    assert np.sign(first.odds) == (1 if joined else -1)
+    assert 40 < first.length < 100 and first.smaller > 1500
+    assert first.at[0] < 30 and 47 < first.at[1] < 53
+    assert sorted(side[1] > 50 for side in first.sides) == [False, True]
+    assert all(mask[side] for side in first.sides)
+    mask.ravel()[first.pixels] = not joined
+    assert count_cells(mask) == 1 + joined
+
+
+def test_those_come_first_that_are_close_and_matter_and_their_number_is_bounded(monkeypatch):
+    maps, _ = make_series(1, (300, 300))
+    found = find_decisions(decide(maps[0]))
+    gains = [one.gain for one in found]
+    assert gains == sorted(gains, reverse=True) and len(found) == decisions.PER_SLICE
+    assert len(find_decisions(decide(maps[0]), 7)) == 7
+    monkeypatch.setattr(decisions, "PER_PIXELS", 300 * 100)
+    monkeypatch.setattr(decisions, "MOST", 50)
+    assert len(find_decisions(decide(maps[0]))) == 50
+    assert decisions._gain(0.1, 400) > decisions._gain(-1.1, 400) > decisions._gain(-1.1, 100)
+
+
+def test_every_decision_changes_what_it_says_and_is_found_again(monkeypatch):
+    monkeypatch.setattr(masks, "WINDOW", 128)
+    monkeypatch.setattr(masks, "WINDOW_HALO", 24)
+    maps, _ = make_series(1, (210, 230), seed=3)
+    segmentation = decide(maps[0])
+    mask = segmentation.mask()
+    found = find_decisions(segmentation, 60)
+    kinds = [one.joined for one in found]
+    assert 5 < sum(kinds) < len(kinds) - 5
+    cells = connected_components(mask, connectivity=1)
+    rows = slice(128, 210), slice(0, 230)  # a region that starts where a window does
+    part = segment(maps[0] > 0.5, maps[0], rows).close_gaps(THRESHOLD)
+    for one in found:
+        changed = mask.copy()
+        changed.ravel()[one.pixels] = not one.joined
+        assert (changed != mask).sum() == len(one.pixels) > 0
+        after = connected_components(changed, connectivity=1)
+        same = [labels[one.sides[0]] == labels[one.sides[1]] for labels in (cells, after)]
+        assert same == [one.joined, not one.joined]
+        again = find_border(segmentation, one.at, one.sides, not one.joined)
+        assert np.array_equal(again, one.pixels)
+        assert find_border(segmentation, one.at, one.sides, one.joined).size == 0
+        if one.at[0] >= 128:
+            below = find_border(part, one.at, one.sides, not one.joined, (128, 0))
+            assert np.array_equal(below + 128 * 230, one.pixels)
+
+
+def test_of_what_is_membrane_now_no_border_is_found():
+    segmentation = decide(tissue(0.6))
+    at, sides = (10, 50), ((10, 40), (10, 60))
+    assert find_border(segmentation, at, sides, True).size
+    assert find_border(segmentation, at, ((10, 40), (50, 50)), True) is None
+    assert find_border(segmentation, at, ((10, 40), (90, 60)), True) is None
+    assert find_border(segmentation, (70, 50), sides, True) is None
+    assert find_decisions(decide(np.full((20, 20), 0.9, np.float32))) == []
+
+
+def test_what_is_written_for_the_page_counts_x_first():
+    first = find_decisions(decide(tissue(0.6)))[0]
+    written = first.to_json()
+    assert written["at"] == [first.at[1], first.at[0]]
+    assert written["sides"][1] == [first.sides[1][1], first.sides[1][0]]
+    assert written["pixels"] == first.pixels.tolist() and written["joined"] is False
