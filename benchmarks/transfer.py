@@ -2,6 +2,7 @@
 
 python benchmarks/transfer.py shifts    held-out slices altered: exposure, blur, noise, pixel size
 python benchmarks/transfer.py own-data  a few slices of another kind, with --init and without
+python benchmarks/transfer.py corrected the same, their labels being masks with some decisions
 
 Both go on where they were interrupted; `shifts` uses the networks of quality.py.
 """
@@ -9,10 +10,13 @@ Both go on where they were interrupted; `shifts` uses the networks of quality.py
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import quality
+from proofreading import proofread
 from quality import DEFAULT, SCORE_NAMES, SCORES
 from result_tables import HERE, append_row, draw_table, read_rows, write_tables
 from scipy import ndimage
@@ -27,6 +31,8 @@ from membrane.io.normalization import normalize, resize
 from membrane.io.writers import write_json
 
 SHIFTS, OWN = HERE / "shifts.json", HERE / "own_data.jsonl"
+CORRECTED, DECISIONS = HERE / "corrected.jsonl", (0, 5, 10, 20)  # a slice
+OWN_SCRATCH = quality.SCRATCH / "own"
 INIT, NOTHING = "--init", "from nothing"
 OWN_JOBS = [(0, INIT), *((count, start) for count in (1, 2, 5) for start in (INIT, NOTHING))]
 
@@ -34,7 +40,7 @@ OWN_JOBS = [(0, INIT), *((count, start) for count in (1, 2, 5) for start in (INI
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
     parser = cli.Parser(prog="transfer.py", description=__doc__)
-    parser.add_argument("what", choices=("shifts", "own-data"))
+    parser.add_argument("what", choices=("shifts", "own-data", "corrected"))
     parser.add_argument("--data", default="kaggle", help="as for train.py; default: %(default)s")
     return cli.run(measure, parser.parse_args(argv), "transfer.py")
 
@@ -44,6 +50,11 @@ def measure(args: argparse.Namespace) -> int:
     slices = quality.load_slices(args.data, quality.SLICES)
     if args.what == "shifts":
         write_json(SHIFTS, score_shifts(slices, read_rows(quality.ROWS)))
+    elif args.what == "corrected":
+        done = [row["decisions"] for row in read_rows(CORRECTED)]
+        for count in DECISIONS:
+            if count not in done:
+                append_row(CORRECTED, score_corrected(slices, count))
     else:
         done = [(row["slices"], row["start"]) for row in read_rows(OWN)]
         for job in OWN_JOBS:
@@ -125,19 +136,54 @@ def score_own(slices: list, count: int, start: str) -> dict:
             on 20 to 25, darkened, at the threshold 0.5.
         start: `INIT`, from the first run, or `NOTHING`, for as long.
     """
-    scratch, minutes = quality.SCRATCH / "own", 0.0
-    run, _ = quality.train_run(slices[:12], ["--epochs", "60"], scratch / "first")
+    minutes, run = 0.0, train_first(slices)
     if count:
         flags = ["--epochs", str(train.EPOCHS_INIT)]
         flags += ["--init", str(run)] if start == INIT else []
         own = [darken(*one) for one in slices[13 : 13 + count]]
-        folder = scratch / f"{count}-{start}".replace(" ", "-")
+        folder = OWN_SCRATCH / f"{count}-{start}".replace(" ", "-")
         run, record = quality.train_run(own, flags, folder)
         minutes = record["minutes"]
+    row = {"slices": count, "start": start, "minutes": minutes}
+    return row | score_others(slices, run)
+
+
+def score_corrected(slices: list, count: int) -> dict:
+    """Trains on masks of slices of another kind, after so many decisions on each; returns a row.
+
+    The first run predicts 14 to 18, darkened, as predict.py does; the labels decide what the page
+    asks; the masks with these corrections are what `train.py --init` goes on with.
+    """
+    own = [darken(*one) for one in slices[13:18]]
+    first = train_first(slices)
+    flags = ["--model", str(first), "--threshold", "0.5"]
+    with tempfile.TemporaryDirectory() as scratch:
+        masks, changed = proofread(Path(scratch), own, flags, count)
+    labels = [to_interior(label, name) for name, _, label in own]
+    pairs = zip(labels, masks, strict=True)
+    mean = metrics.mean_scores([metrics.score_slice(*pair) for pair in pairs])
+    made = [
+        (name, image, mask * np.uint8(255))
+        for (name, image, _), mask in zip(own, masks, strict=True)
+    ]
+    flags = ["--epochs", str(train.EPOCHS_INIT), "--init", str(first)]
+    run, record = quality.train_run(made, flags, OWN_SCRATCH / f"corrected-{count}")
+    row = {"decisions": count, "changed": round(np.mean(changed), 3), "minutes": record["minutes"]}
+    row |= {f"corrected_{key}": round(mean[key], 4) for key in SCORES}
+    return row | score_others(slices, run)
+
+
+def train_first(slices: list):
+    """Returns the run of slices 1 to 12 as they are."""
+    run, _ = quality.train_run(slices[:12], ["--epochs", "60"], OWN_SCRATCH / "first")
+    return run
+
+
+def score_others(slices: list, run) -> dict[str, float]:
+    """Returns the scores of a run on slices 20 to 25, darkened, at the threshold 0.5."""
     predict = quality.make_predictor(run, tta=True)
     mean = metrics.mean_scores(score_masks(predict, [darken(*one) for one in slices[19:25]], 0.5))
-    row = {"slices": count, "start": start, "minutes": minutes}
-    return row | {key: round(mean[key], 4) for key in SCORES}
+    return {key: round(mean[key], 4) for key in SCORES}
 
 
 def darken(name: str, image: np.ndarray, label: np.ndarray) -> tuple:
@@ -171,7 +217,18 @@ def draw_tables() -> dict[str, str]:
         own.append((row["slices"], training, *(f"{row[key]:.4f}" for key in SCORES)))
     shifts = json.loads(SHIFTS.read_text(encoding="utf-8"))
     lines = [(name, *(f"{score:.4f}" for score in scores)) for name, scores in shifts.items()]
+    corrected = [
+        (
+            row["decisions"],
+            "{corrected_v_rand:.4f} / {corrected_v_info:.4f}".format(**row),
+            f"{row['minutes']:g} min",
+            *(f"{row[key]:.4f}" for key in SCORES),
+        )
+        for row in read_rows(CORRECTED)
+    ]
+    what = "decisions on each of 5 slices", "their masks", "--init"
     return {
+        "corrected": draw_table((*what, *SCORE_NAMES), corrected),
         "own data": draw_table(("labelled slices", "training", *SCORE_NAMES), own),
         "shifts": draw_table(("slices altered by", *SCORE_NAMES[:2]), lines),
     }

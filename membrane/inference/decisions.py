@@ -8,7 +8,7 @@ benchmarks/quality.md.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import starmap
+from itertools import islice, starmap
 
 import numpy as np
 from scipy import ndimage, special
@@ -28,24 +28,26 @@ class Decision:
     """Whether two sides of a border are one cell.
 
     Args:
-        at: a pixel of the border, (y, x).
-        sides: a pixel of each side, likewise.
+        border: its number in its window, or that of one of several.
         joined: whether they are one in the mask.
         odds: mean log-odds of "interior" along the border, less the threshold's.
         length: of the border, px.
         smaller: px of the smaller side.
         gain: what deciding it is worth, the more the likelier it is wrong and the more is at stake.
         pixels: flat indices, of the slice, of the pixels that the other decision changes.
+        at: a pixel of the border, (y, x).
+        sides: a pixel of each side, likewise.
     """
 
-    at: tuple[int, int]
-    sides: tuple[tuple[int, int], tuple[int, int]]
+    border: int
     joined: bool
     odds: float
     length: int
     smaller: int
     gain: float
     pixels: np.ndarray
+    at: tuple[int, int] = ()
+    sides: tuple[tuple[int, int], tuple[int, int]] = ()
 
     def to_json(self) -> dict:
         """Returns it as the page has it; points are (x, y) there."""
@@ -73,10 +75,10 @@ def find_decisions(segmentation: Segmentation, count: int | None = None) -> list
     count = count or min(PER_SLICE * max(1, height * width // PER_PIXELS), MOST)
     found = []
     for window in starmap(_WindowCells, _windows(segmentation)):
-        found += window.separated()
-        found += window.joined(TRIED * count)
-    found.sort(key=lambda one: (-one.gain, one.at))
-    return found[:count]
+        found += [(one, window) for one in (*window.separated(), *window.joined(TRIED * count))]
+    found.sort(key=lambda pair: (-pair[0].gain, pair[0].pixels[0]))
+    decisions = (window.locate(one) for one, window in found)
+    return list(islice(filter(None, decisions), count))
 
 
 def find_border(
@@ -132,9 +134,9 @@ class _WindowCells:
         borders = window.borders
         self.one, self.two = cells[borders.pairs].T
         self.apart = self.one != self.two
-        weighed = borders.odds + (evidence - special.logit(threshold)) * borders.lengths
-        self.odds = weighed  # along each border, less the threshold's
-        self.contact = np.bincount(borders.line[1], minlength=len(weighed))  # px of its line
+        # along each border, less the threshold's
+        self.odds = borders.odds + (evidence - special.logit(threshold)) * borders.lengths
+        self.contact = np.bincount(borders.line[1], minlength=len(self.odds))  # px of its line
         inside = np.zeros(window.mask.shape, bool)
         inside[window.inside] = True
         keep = inside.ravel()[borders.line[0]]
@@ -160,43 +162,51 @@ class _WindowCells:
         borders = self.window.borders
         keys = np.minimum(self.one, self.two) * borders.basins + np.maximum(self.one, self.two)
         apart = np.flatnonzero(self.apart)
-        _, group = np.unique(keys[apart], return_inverse=True)
-        odds = np.bincount(group, self.odds[apart]) / np.bincount(group, borders.lengths[apart])
-        touching = np.bincount(group, self.contact[apart]) > 0
-        order = np.argsort(group, kind="stable")
-        members = np.split(apart[order], np.cumsum(np.bincount(group))[:-1])
-        for number in np.flatnonzero(touching):
-            own = members[number]
-            cells = self.one[own[0]], self.two[own[0]]
-            smaller = int(min(self.cell_sizes[list(cells)]))
-            longest = own[np.argmax(self.contact[own])]
-            pixels = self._between(own)
-            decision = self._decision(longest, own, False, odds[number], smaller, pixels)
-            if decision:
-                yield decision
+        apart = apart[np.argsort(keys[apart], kind="stable")]
+        for own in np.split(apart, np.flatnonzero(np.diff(keys[apart])) + 1):
+            if len(own) and self.contact[own].any():
+                smaller = min(self.cell_sizes[[self.one[own[0]], self.two[own[0]]]])
+                longest = own[np.argmax(self.contact[own])]
+                yield from self._decide(longest, own, False, smaller, self._between(own))
 
     def joined(self, count: int) -> Iterator[Decision]:
         """Yields, for the weakest borders within cells, whether they should be two."""
-        borders = self.window.borders
+        borders, seen = self.window.borders, set()
         inner = np.flatnonzero(~self.apart & (self.contact > 0))
-        odds = self.odds[inner] / borders.lengths[inner]
-        smaller = self.sizes[borders.pairs[inner]].min(1)
-        seen = set()
-        for border in inner[np.argsort(-_gain(odds, smaller), kind="stable")[:count]]:
+        gains = _gain(
+            self.odds[inner] / borders.lengths[inner], self.sizes[borders.pairs[inner]].min(1)
+        )
+        for border in inner[np.argsort(-gains, kind="stable")[:count]]:
             side = self._split(*borders.pairs[border])
             if side is None:
                 continue
             cut = self._cut(side)
             pixels = self._between(cut)
-            if pixels.tobytes() in seen:
-                continue
-            seen.add(pixels.tobytes())
-            part = int(self.sizes[side].sum())
-            smaller = min(part, int(self.cell_sizes[self.one[border]]) - part)
-            odds = self.odds[cut].sum() / borders.lengths[cut].sum()
-            decision = self._decision(border, cut, True, odds, smaller, pixels)
-            if decision:
-                yield decision
+            if pixels.tobytes() not in seen:
+                seen.add(pixels.tobytes())
+                part = self.sizes[side].sum()
+                smaller = min(part, self.cell_sizes[self.one[border]] - part)
+                yield from self._decide(border, cut, True, smaller, pixels)
+
+    def _decide(
+        self, border: int, borders: np.ndarray, joined: bool, smaller: float, pixels: np.ndarray
+    ) -> Iterator[Decision]:
+        """Yields the decision about some borders, of which one stands for all, if it has pixels."""
+        if pixels.size:
+            length = int(self.window.borders.lengths[borders].sum())
+            odds = float(self.odds[borders].sum() / length)
+            gain = float(_gain(odds, smaller))
+            yield Decision(int(border), joined, odds, length, int(smaller), gain, pixels)
+
+    def locate(self, decision: Decision) -> Decision | None:
+        """Returns a decision with its place; None where a side has no pixel beside the border."""
+        pixels = decision.pixels
+        own = np.intersect1d(self._between(np.array([decision.border])), pixels)
+        place = np.stack(np.unravel_index(own if own.size else pixels, self.shape), 1)
+        at = place[np.argmin(((place - place.mean(0)) ** 2).sum(1))]
+        pair = self.window.borders.pairs[decision.border]
+        sides = tuple(self._stand(basin, at, pixels) for basin in pair)
+        return None if None in sides else replace(decision, at=tuple(at.tolist()), sides=sides)
 
     def find_border(self, sides, join: bool) -> np.ndarray | None:
         """Returns what `find_border` does, for sides in its window's own counting of pixels."""
@@ -254,32 +264,6 @@ class _WindowCells:
         place = np.unravel_index(pixels, self.window.mask.shape)
         place = (here + first for here, first in zip(place, self.window.origin, strict=True))
         return np.ravel_multi_index(tuple(place), self.shape)
-
-    def _decision(
-        self,
-        border: int,
-        borders: np.ndarray,
-        joined: bool,
-        odds: float,
-        smaller: int,
-        pixels: np.ndarray,
-    ) -> Decision | None:
-        """Returns the decision about some borders, of which one stands for all.
-
-        None where it would change nothing.
-        """
-        if not pixels.size:
-            return None
-        own = np.intersect1d(self._between(np.array([border])), pixels)
-        rows, columns = np.unravel_index(own if own.size else pixels, self.shape)
-        middle = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
-        at = int(rows[middle]), int(columns[middle])
-        sides = [self._stand(basin, at, pixels) for basin in self.window.borders.pairs[border]]
-        if None in sides:
-            return None
-        length = int(self.window.borders.lengths[borders].sum())
-        gain = float(_gain(odds, smaller))
-        return Decision(at, tuple(sides), joined, float(odds), length, smaller, gain, pixels)
 
     def _stand(self, basin: int, at: tuple[int, int], pixels: np.ndarray) -> tuple | None:
         """Returns an interior pixel of a basin, (y, x), a little off some pixels of its border.

@@ -114,15 +114,6 @@ function makeButtons() {
   });
 }
 
-// Reads the corrections that the masks were already made with, where they are not in the browser.
-async function readEarlier() {
-  for (const [number, slice] of DATA.slices.entries()) {
-    if (slice.corrected && !Object.hasOwn(kept.taken, slice.name)) await readContent(number);
-  }
-  if (current) change(() => {});
-  else tellUnsaved();
-}
-
 let fitted = "";
 $("under").addEventListener("load", () => {  // a slice of another size than the last is fitted
   const size = `${$("under").naturalWidth} ${$("under").naturalHeight}`;
@@ -151,4 +142,4 @@ $("command").textContent = DATA.command;
 chooseTool("look");
 show(0, "overlay");
 tellUnsaved();
-const takingEarlier = readEarlier();
+const takingEarlier = readEarlier(false);

@@ -130,6 +130,7 @@ async function attempt(work) {
   for (const button of $("saving").querySelectorAll("button")) button.disabled = true;
   try {
     await takingEarlier;
+    await readEarlier(true);
     await work();
   } catch (error) {
     say(error.name === "AbortError" ? "Nothing was saved." : `Not done: ${error.message}.`);

@@ -41,6 +41,16 @@ async function readContent(number) {
   return content;
 }
 
+// Takes the corrections that masks were already made with, where the browser has not. Where the page
+// does not say which slices have some (corrected: how many), it asks all, if that is wanted.
+async function readEarlier(all) {
+  for (const [number, slice] of DATA.slices.entries()) {
+    const wanted = slice.editable && (slice.corrected ?? all);
+    if (wanted && !Object.hasOwn(kept.taken, slice.name)) await readContent(number);
+  }
+  change(() => {});
+}
+
 // The grey values of a picture.
 async function readGrey(url, { width, height }) {
   const image = new Image();

@@ -99,9 +99,10 @@ function putBefore(slice, operations, decisions) {
 
 // Takes the corrections that the masks of a slice were already made with.
 function takeEarlier(slice, { operations, decisions }) {
-  if (!operations?.length || Object.hasOwn(kept.taken, slice)) return;
-  putBefore(slice, operations, decisions);
+  if (Object.hasOwn(kept.taken, slice)) return;
   kept.taken[slice] = true;
+  if (!operations?.length) return;
+  putBefore(slice, operations, decisions);
   kept.saved[slice] ??= checksumOf(slice);
   keep();
 }

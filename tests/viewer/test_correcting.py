@@ -1,0 +1,463 @@
+"""Corrections made in a browser, against what the same operations make of a mask here."""
+
+import base64
+import io
+import json
+import time
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from membrane import synthetic
+from membrane.inference.corrections import Corrections
+from membrane.viewer import page
+
+HEIGHT, WIDTH = 200, 240
+KEY = "0123456789abcdef"
+NAMES = ("<script>alert(1)</script>", '../"quo\'ted"/\\', "c")  # of slices
+FILES = ("<script>alert(1)<_script>.png", '.._"quo\'ted"__.png', "c.png")
+
+
+def make_mask():
+    """Cells of 37 × 37 px in rows and columns, 3 px of membrane between them."""
+    mask = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    for first in range(3):
+        mask[first::40] = mask[:, first::40] = 0
+    return mask
+
+
+def flat(pixels):
+    return [y * WIDTH + x for x, y in pixels]
+
+
+# through the middle of a cell from top to bottom, and through the membrane between two cells
+CUT = {
+    "at": [60, 60], "sides": [[50, 60], [70, 60]], "joined": True, "odds": 0.2, "length": 37,
+    "smaller": 600, "pixels": flat((60, y) for y in range(43, 80)),
+}  # fmt: skip
+GAP = {
+    "at": [121, 100], "sides": [[110, 100], [130, 100]], "joined": False, "odds": -0.1, "length": 5,
+    "smaller": 1369, "pixels": flat((x, y) for x in range(120, 123) for y in range(98, 103)),
+}  # fmt: skip
+DECISIONS = [[GAP | {"gain": 3.0}, CUT | {"gain": 1.0}], [CUT | {"gain": 4.0}], [CUT | {"gain": 2}]]
+
+
+def data_url(picture):
+    with io.BytesIO() as file:
+        Image.fromarray(picture).save(file, "PNG")
+        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def write_slice(folder, number, name, decisions, image=None, mask=None, **more):
+    """Writes the pictures and the script of a slice; returns what the page says of it."""
+    image = synthetic.make_slice(HEIGHT, WIDTH, number)[0] if image is None else image
+    mask = make_mask() if mask is None else mask
+    views = page.make_views(image / 255, mask)
+    cells = [[x + 3, y + 3, 1369, 0.75] for y in range(0, 200, 40) for x in range(0, 240, 40)]
+    content = {
+        "shape": list(mask.shape), "mask": data_url(mask), "image": data_url(image),
+        "cells": cells, "decisions": decisions,
+    }  # fmt: skip
+    (folder / "about" / "page").mkdir(parents=True, exist_ok=True)
+    for end, view in views.items():
+        page.picture_path(folder, number, end).write_bytes(view)
+    script = f'loadSlice("{number:05d}", {json.dumps(content | more)});'
+    page.picture_path(folder, number, "edit.js").write_text(script)
+    objects = [[x, y, 100 * number + n] for n, (x, y, *_) in enumerate(cells)]
+    script = f'loadObjects("{number:05d}", {json.dumps(objects)});'
+    page.picture_path(folder, number, "objects.js").write_text(script)
+    gains = [one["gain"] for one in decisions]
+    about = {"name": name, "membrane": 0.2, "file": f"{number:05d}", "editable": True}
+    return about | {"kinds": [*views, "labels.png"], "save_as": f"{name}.png", "gains": gains}
+
+
+class Editor:
+    """The page in a browser."""
+
+    def __init__(self, browser, downloads, folder):
+        from selenium.webdriver.common.by import By
+
+        self.browser, self.downloads, self.by = browser, downloads, By
+        browser.get((folder / "index.html").as_uri())
+        browser.execute_script("localStorage.clear()")
+        self.reload()
+
+    def reload(self):
+        self.browser.refresh()
+        self.browser.execute_script("window.showDirectoryPicker = undefined")
+        self.wait_for_mask()
+
+    def wait(self, true, seconds=10):
+        end = time.monotonic() + seconds
+        while not (value := true()):
+            assert time.monotonic() < end, self.text("status")
+            time.sleep(0.02)
+        return value
+
+    def ask(self, expression, *args):
+        return self.browser.execute_script(f"return {expression}", *args)
+
+    def wait_for_mask(self):
+        self.wait(lambda: self.ask("current !== null || !DATA.slices[shown].editable"))
+
+    def find(self, name):
+        return self.browser.find_element(self.by.ID, name)
+
+    def text(self, name):
+        return self.ask("document.getElementById(arguments[0]).textContent", name)
+
+    def press(self, *keys):
+        from selenium.webdriver.common.action_chains import ActionChains
+
+        ActionChains(self.browser).send_keys(*keys).perform()
+
+    def press_control(self, key, shift=False):
+        from selenium.webdriver.common.action_chains import ActionChains
+        from selenium.webdriver.common.keys import Keys
+
+        held = [Keys.CONTROL, Keys.SHIFT][: 1 + shift]
+        actions = ActionChains(self.browser)
+        for one in held:
+            actions.key_down(one)
+        actions.send_keys(key)
+        for one in held:
+            actions.key_up(one)
+        actions.perform()
+
+    def decide(self, key, progress):
+        """Waits for a decision, and takes it."""
+        self.wait(lambda: self.text("status").startswith(f"decision {progress}"))
+        name = self.text("name")
+        self.press(key)
+        return name
+
+    def drag(self, *points, shift=False):
+        """Drags from pixel to pixel of the slice; one point is a click."""
+        from selenium.webdriver.common.action_chains import ActionChains
+        from selenium.webdriver.common.keys import Keys
+
+        stage = self.find("stage")
+        places = self.ask(
+            "arguments[0].map(([x, y]) => [left + zoom * (x + 0.5) - $('stage').clientWidth / 2, "
+            "top_ + zoom * (y + 0.5) - $('stage').clientHeight / 2].map(Math.round))",
+            points,
+        )
+        actions = ActionChains(self.browser, duration=0)
+        actions.key_down(Keys.SHIFT) if shift else None
+        for number, (x, y) in enumerate(places):
+            actions.move_to_element_with_offset(stage, x, y)
+            actions.click_and_hold() if number == 0 else None
+        actions.release()
+        actions.key_up(Keys.SHIFT) if shift else None
+        actions.perform()
+
+    def operations(self, name):
+        """Returns what the browser has kept of a slice."""
+        kept = json.loads(self.ask("localStorage.getItem(arguments[0])", f"membrane-{KEY}"))
+        return [entry["operation"] for entry in kept["log"] if entry["slice"] == name]
+
+    def save(self, button, name):
+        """Saves by a button of the sheet; returns the content of the file."""
+        if not self.ask("$('saving').open"):
+            self.press_control("s")
+        self.find(button).click()
+        path = self.downloads / name
+        self.wait(path.exists)
+        self.wait(lambda: self.text("told") and "…" not in self.text("told"))
+        content = path.read_bytes()
+        path.unlink()
+        return content
+
+    def close(self):
+        self.browser.execute_script("$('saving').close()")
+
+    def complaints(self):
+        return [one for one in self.browser.get_log("browser") if one["level"] == "SEVERE"]
+
+
+def read_zip(content):
+    """Returns the pixels of each grey PNG of a ZIP, by its path."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert archive.testzip() is None
+        pictures = {name: Image.open(archive.open(name)) for name in archive.namelist()}
+    assert all(one.mode == "L" and one.format == "PNG" for one in pictures.values())
+    return {name: np.asarray(one) for name, one in pictures.items()}
+
+
+def find_stroke(points, size):
+    """Tells of each pixel whether it is at most size / 2 from the line through the points."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    drawn = np.zeros((HEIGHT, WIDTH), bool)
+    for (x0, y0), (x1, y1) in zip(points, points[1:] or points, strict=False):
+        dx, dy = x1 - x0, y1 - y0
+        length = max(dx * dx + dy * dy, 1)
+        along = np.clip((x - x0) * dx + (y - y0) * dy, 0, dx * dx + dy * dy)
+        off = ((x - x0) * length - along * dx) ** 2 + ((y - y0) * length - along * dy) ** 2
+        drawn |= 4 * off <= (size * length) ** 2
+    return drawn
+
+
+def find_touched(operation):
+    """Tells of each pixel whether an operation is about it."""
+    if "points" in operation:
+        return find_stroke(operation["points"], operation["size"])
+    touched = np.zeros((HEIGHT, WIDTH), bool)
+    touched.ravel()[operation.get("pixels", flat([operation.get("at", [0, 0])]))] = True
+    return touched
+
+
+def correct(mask, operations):
+    """Returns a mask after operations on it."""
+    mask = mask.copy()
+    for operation in operations:
+        if operation["kind"] != "leave":
+            mask[find_touched(operation)] = 255 * (operation["kind"] in ("join", "cell"))
+    return mask
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A prediction of three slices, with decisions."""
+    folder = tmp_path_factory.mktemp("correcting")
+    slices = [write_slice(folder, n, NAMES[n], DECISIONS[n]) for n in range(3)]
+    page.write_page(folder / "index.html", slices, "", "", KEY)
+    return folder
+
+
+@pytest.fixture
+def editor(browser, downloads, folder):
+    editor = Editor(browser, downloads, folder)
+    yield editor
+    assert editor.complaints() == []
+
+
+def plain(decision, kind):
+    """Returns the operation that a decision becomes."""
+    kept = ("at", "sides") if kind == "leave" else ("at", "sides", "pixels")
+    return {"kind": kind} | {key: decision[key] for key in kept}
+
+
+def test_what_is_decided_by_keys_and_painted_is_kept_saved_and_loaded(editor, tmp_path):
+    from selenium.webdriver.common.keys import Keys
+
+    editor.press("n")
+    editor.decide("s", "1 of 4: joined now, 37 px of border, smaller side 600 px · 0 %")
+    words = "2 of 4: separate now, 5 px of border, smaller side 1369 px · 40 %"
+    assert editor.decide("j", words) == f"1/3  {NAMES[0]}"
+    editor.decide("l", "3 of 4")
+    editor.decide("b", "4 of 4: joined now, 37 px of border, smaller side 600 px · 90 %")
+    editor.decide("j", "3 of 4: joined now")  # as it is
+    editor.wait(lambda: editor.text("status").startswith("decision 4"))
+    assert editor.operations(NAMES[1]) == [plain(CUT, "separate")]
+    assert editor.operations(NAMES[2]) == [plain(CUT, "leave")]
+
+    editor.press(Keys.ESCAPE, "0", "2", "]", "]")  # the first slice, brush of 7 px
+    editor.wait_for_mask()
+    editor.drag([20, 20], [31, 26], [25, 35])
+    editor.drag([100, 130], shift=True)
+    editor.press("3")
+    editor.drag([140, 121])
+    editor.press("4")
+    editor.drag([201, 100], [239, 104])  # from membrane, through a cell, to its other side
+    assert editor.text("status") == "Split into 2 cells."
+    editor.drag([121, 60], [190, 66])  # into the next cell: that is left whole
+    assert editor.text("status") == "Split into 2 cells."
+    editor.press("5")
+    editor.drag([60, 180], [95, 190])
+    editor.drag([60, 180], [65, 170])
+    assert editor.text("status") == "That is one cell already."
+    editor.press("2", "[", Keys.ARROW_RIGHT, "p")
+    done = editor.operations(NAMES[0])
+    assert done[0] == plain(GAP, "join")
+    assert [one["kind"] for one in done] == [
+        "join", "membrane", "membrane", "cell", "membrane", "membrane", "cell", "membrane",
+    ]  # fmt: skip
+    assert done[1]["size"] == done[3]["size"] == 7 and done[7]["size"] == 6
+    assert [done[1]["points"][n] for n in (0, -1)] == [[20, 20], [25, 35]]
+    assert done[2]["points"] == [[25, 35], [100, 130]] and done[3]["points"] == [[140, 121]]
+    for number, line in ((4, [[201, 100], [239, 104]]), (5, [[121, 60], [190, 66]])):
+        before = correct(make_mask(), done[:number])
+        cells = ndimage.label(before)[0]
+        crossed = cells * find_stroke(line, 1)
+        first = cells[100, 210] if number == 4 else cells[60, 130]
+        assert sorted(done[number]["pixels"]) == np.flatnonzero(crossed == first).tolist()
+        assert ndimage.label(correct(before, [done[number]]))[1] == cells.max() + 1
+    assert done[6] == {"kind": "cell", "size": 3, "points": [[60, 180], [95, 190]]}
+
+    editor.press_control("z")
+    editor.press_control("z")
+    editor.press_control("z")
+    editor.press_control("z", shift=True)
+    editor.press_control("y")
+    assert editor.operations(NAMES[0]) == done[:7]
+    assert editor.text("unsaved") == "3 slices with unsaved corrections"
+    editor.reload()
+    assert editor.text("unsaved") == "3 slices with unsaved corrections"
+    done = [editor.operations(name) for name in NAMES]
+    expected = {file: correct(make_mask(), one) for file, one in zip(FILES, done, strict=True)}
+    saved = editor.save("save-masks", "masks.zip")
+    assert editor.text("unsaved") == ""
+    content = editor.save("save-corrections", "corrections.json")
+    saved_again, found = None, json.loads(content)
+    assert found == {"prediction": KEY, "slices": dict(zip(NAMES, done, strict=True))}
+
+    editor.close()
+    editor.browser.execute_script("localStorage.clear()")
+    editor.reload()
+    editor.press_control("s")
+    (tmp_path / "corrections.json").write_bytes(content)
+    editor.find("load").send_keys(str(tmp_path / "corrections.json"))
+    editor.wait(lambda: editor.text("told") == "Corrections of 3 slices loaded.")
+    saved_again = editor.save("save-masks", "masks.zip")
+    for pictures in (read_zip(saved), read_zip(saved_again)):
+        assert list(pictures) == list(FILES)
+        for name, mask in expected.items():
+            np.testing.assert_array_equal(pictures[name], mask)
+    for name, mask in zip(NAMES, expected.values(), strict=True):  # and as predict.py has it
+        predicted = make_mask() > 0
+        Corrections(found["slices"]).apply(name, predicted, None, (HEIGHT, WIDTH))
+        np.testing.assert_array_equal(predicted * np.uint8(255), mask)
+    editor.close()
+    editor.press("n")  # what is decided is not asked again
+    editor.wait(lambda: editor.text("status").startswith("decision 4 of 4"))
+
+
+def test_a_click_tells_about_a_cell_and_the_cells_over_it(editor):
+    editor.drag([20, 20])
+    words = "cell 0: 1369 px, mean P(interior) 0.75 · after: cell 100, 1369 px"
+    editor.wait(lambda: editor.text("status") == words)
+    editor.press("5")
+    editor.drag([20, 20], [60, 20])
+    editor.press("1")
+    editor.drag([20, 20])
+    words = "cell 0 and 1: 2747 px, mean P(interior) 0.75 · after: cell 100, 1369 px"
+    editor.wait(lambda: editor.text("status") == words)
+
+
+def test_strange_names_are_text_and_corrections_of_other_slices_are_refused(editor, tmp_path):
+    titles = editor.ask("[...$('slices').children].map((item) => item.title)")
+    assert tuple(titles) == NAMES
+    editor.press("n")
+    editor.decide("s", "1 of 4")
+    editor.press_control("s")
+    good = {"prediction": KEY, "slices": {NAMES[0]: [plain(GAP, "join")]}}
+    for wrong, words in (
+        (good | {"prediction": "0" * 16}, "corrections of other slices"),
+        (good | {"slices": {"d": [plain(GAP, "join")]}}, "no such slice here: d"),
+        (good | {"slices": {"c": [{"kind": "cell", "size": 65, "points": [[1, 1]]}]}}, "not corr"),
+        ([], "not corrections"),
+    ):
+        (tmp_path / "other.json").write_text(json.dumps(wrong))
+        editor.find("load").send_keys(str(tmp_path / "other.json"))
+        editor.wait(lambda words=words: editor.text("told").startswith(f"Not done: {words}"))
+    assert editor.operations(NAMES[1]) == [plain(CUT, "separate")]
+    for accept, count in ((False, 1), (True, 0)):
+        (tmp_path / "good.json").write_text(json.dumps(good))
+        editor.find("load").send_keys(str(tmp_path / "good.json"))
+        alert = editor.wait(lambda: editor.browser.switch_to.alert)
+        alert.accept() if accept else alert.dismiss()
+        editor.wait(lambda: editor.ask("!$('save-masks').disabled"))
+        assert len(editor.operations(NAMES[1])) == count
+    assert editor.operations(NAMES[0]) == [plain(GAP, "join")]
+
+
+@pytest.mark.parametrize("near", [False, True])
+def test_a_training_set_has_slices_and_labels_unknown_far_from_corrections(editor, near):
+    editor.press("n")
+    editor.decide("s", "1 of 4")
+    editor.decide("l", "2 of 4")
+    editor.wait(lambda: editor.text("name").endswith(NAMES[2]))
+    editor.press("t")  # a slice that was not corrected: nothing of it is known for certain
+    editor.press_control("s")
+    if near:
+        editor.find("near").click()
+    pictures = read_zip(editor.save("save-training", "training.zip"))
+    names = FILES[:2] if near else FILES
+    assert sorted(pictures) == sorted(
+        f"train/{part}/{name}" for name in names for part in ("imgs", "labels")
+    )
+    command = "python train.py --data MINE --init pretrained" + " --ignore 128" * near
+    assert editor.text("told").endswith(command)
+    for number, name in enumerate(names):
+        operations = editor.operations(NAMES[number]) if number < 2 else []
+        label = correct(make_mask(), operations)
+        if near:
+            touched = np.logical_or.reduce([*map(find_touched, operations)])
+            label[ndimage.distance_transform_edt(~touched) > 48] = 128
+            assert 0.1 < (label == 128).mean() < 0.9
+        np.testing.assert_array_equal(pictures[f"train/labels/{name}"], label)
+        image = synthetic.make_slice(HEIGHT, WIDTH, number)[0]
+        np.testing.assert_array_equal(pictures[f"train/imgs/{name}"], image)
+
+
+def test_what_a_browser_cannot_keep_or_python_has_corrected_is_told(browser, downloads, tmp_path):
+    earlier = [{"kind": "cell", "size": 9, "points": [[41, 60]]}, plain(CUT, "separate")]
+    slices = [
+        write_slice(tmp_path, 0, "a", [CUT | {"gain": 1}]),
+        write_slice(tmp_path, 1, "b", [CUT | {"gain": 1}], operations=earlier),
+    ]
+    page.write_page(tmp_path / "index.html", slices, "", "", KEY)
+    editor = Editor(browser, downloads, tmp_path)
+    editor.press("2")
+    editor.browser.execute_script("Storage.prototype.setItem = () => { throw new Error(); }")
+    editor.drag([20, 20])
+    told = "1 slice with unsaved corrections; this browser keeps nothing: save before you close"
+    assert editor.text("unsaved") == told
+    pictures = read_zip(editor.save("save-masks", "masks.zip"))
+    assert list(pictures) == ["a.png", "b.png"]
+    np.testing.assert_array_equal(pictures["b.png"], correct(make_mask(), earlier))
+    assert list(json.loads(editor.save("save-corrections", "corrections.json"))["slices"]) == [
+        "b", "a",
+    ]  # fmt: skip
+    assert editor.complaints() == []
+
+
+def test_a_slice_without_what_corrections_need_can_be_looked_at(browser, downloads, tmp_path):
+    slices = [write_slice(tmp_path, 0, "a", []), write_slice(tmp_path, 1, "b", [CUT | {"gain": 1}])]
+    for key in ("editable", "gains", "save_as"):
+        del slices[0][key]
+    page.picture_path(tmp_path, 0, "edit.js").unlink()
+    page.write_page(tmp_path / "index.html", slices, "", "", KEY)
+    editor = Editor(browser, downloads, tmp_path)
+    assert editor.ask("$('over').checkVisibility({visibilityProperty: true})")
+    editor.press("2")
+    editor.drag([20, 20])
+    assert "can only be looked at" in editor.text("status")
+    editor.press("n")
+    editor.decide("s", "1 of 1")
+    editor.wait(lambda: editor.text("status") == "No decision is open.")
+    assert editor.complaints() == []
+    page.picture_path(tmp_path, 1, "edit.js").unlink()  # of a folder that was not copied whole
+    browser.execute_script("localStorage.clear()")
+    browser.refresh()
+    editor.press("n")
+    editor.wait(lambda: editor.text("status") == "No decision is open.")
+    assert "edit.js" in editor.complaints()[0]["message"]
+
+
+def test_three_hundred_slices_open_at_once_and_few_are_in_memory(browser, downloads, tmp_path):
+    image, mask = np.full((HEIGHT, WIDTH), 99, np.uint8), make_mask()
+    slices = [
+        write_slice(tmp_path, n, f"{n}", [CUT | {"gain": n % 7 + n / 1000}], image, mask)
+        for n in range(300)
+    ]
+    page.write_page(tmp_path / "index.html", slices, "", "", KEY)
+    began = time.monotonic()
+    editor = Editor(browser, downloads, tmp_path)  # opens it twice
+    assert time.monotonic() - began < 10
+    assert editor.ask("document.querySelectorAll('*').length") < 300 * 5 + 200
+    editor.wait(lambda: editor.ask("document.querySelectorAll('#slices img').length") > 3)
+    assert editor.ask("document.querySelectorAll('img').length") < 40
+    editor.press("n")
+    for rank, number in enumerate((293, 286, 279, 272, 265, 258, 251, 244)):
+        assert editor.decide("s", f"{rank + 1} of 300") == f"{number + 1}/300  {number}"
+        item = "$('slices').children[arguments[0]].getBoundingClientRect()"
+        assert 0 < editor.ask(f"{item}.top", number) < editor.ask("innerHeight")
+    assert editor.ask("opened.size") <= 6
+    editor.find("order").click()
+    first = editor.ask("[...$('slices').children].map((item) => Number(item.title)).slice(0, 2)")
+    assert first == [237, 230]
+    assert editor.complaints() == []
