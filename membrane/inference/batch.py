@@ -54,7 +54,8 @@ class Page:
     looks_inverted: bool = False
     thumbnails: tuple = ()  # of image and mask
     views: dict[str, bytes] | None = None  # the viewer's pictures of it
-    gains: list[float] | None = None  # what looking at each of its closest decisions is worth
+    decisions: list[dict] | None = None  # its closest ones, as the viewer has them
+    corrections: list[dict] | None = None  # that were made of its mask, likewise
 
     @property
     def index(self) -> int:
@@ -178,7 +179,9 @@ def finish_page(page: Page, config: PredictionConfig) -> Page:
     if page.mask is None:  # else an interrupted command has left it
         predicted = page.segmentation.mask()
         page.mask, name = predicted.copy(), page.source.short_name(page.number)
-        done = config.corrections.apply(name, page.mask, page.segmentation, page.mask.shape)
+        page.corrections = config.corrections.apply(
+            name, page.mask, page.segmentation, page.mask.shape
+        )
         if config.labels:
             page.labels = label_cells(page.probability, page.mask, page.blank)
             cells = measure_cells(page.labels, page.probability)
@@ -196,9 +199,9 @@ def finish_page(page: Page, config: PredictionConfig) -> Page:
         shown = page.map if config.probability else None
         page.views = make_views(seen, page.mask, shown)  # cells have no number yet
         if predicted is not None and is_editable(page.mask.shape):
-            asked = [one.to_json() for one in find_decisions(page.segmentation)]
-            page.views |= make_edit(page.index, predicted, seen, page.map, asked, done)
-            page.gains = [one["gain"] for one in asked]
+            page.decisions = [one.to_json() for one in find_decisions(page.segmentation)]
+            known = page.decisions, page.corrections
+            page.views |= make_edit(page.index, predicted, seen, page.map, *known)
     page.map = page.map if config.probability else None
     page.image = page.normalize = page.segmentation = None
     page.blank_fraction = 0.0 if page.blank is None else float(page.blank.mean())

@@ -125,12 +125,18 @@ def write_views(
 
 def _editing(folder: Path, page: Page) -> dict:
     """Returns what the page must know of a slice that it corrects; nothing of another."""
-    edit = picture_path(folder, page.index, EDIT)
-    if page.gains is None and edit.exists():  # left by the interrupted command
-        page.gains = [one["gain"] for one in read_edit(edit)["decisions"]]
-    if page.gains is None:
+    path, asked, done = picture_path(folder, page.index, EDIT), page.decisions, page.corrections
+    if asked is None and path.exists():  # left by the interrupted command
+        edit = read_edit(path)
+        asked, done = edit["decisions"], edit["operations"]
+    if asked is None:
         return {}
-    return {"editable": True, "gains": page.gains, "save_as": page.source.mask_name(page.number)}
+    return {
+        "editable": True,
+        "gains": [one["gain"] for one in asked],
+        "corrected": len(done),
+        "save_as": page.source.mask_name(page.number),
+    }
 
 
 def _notes(page: Page, config: PredictionConfig) -> dict[str, str]:

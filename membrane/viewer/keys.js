@@ -142,4 +142,4 @@ $("command").textContent = DATA.command;
 chooseTool("look");
 show(0, "overlay");
 tellUnsaved();
-const takingEarlier = readEarlier(false);
+readEarlier(false);

@@ -127,21 +127,21 @@ async function loadCorrections(file) {
 
 // Does something that may fail, and says why it did.
 async function attempt(work) {
-  for (const button of $("saving").querySelectorAll("button")) button.disabled = true;
+  const buttons = $("saving").querySelectorAll("button, input, select");
+  for (const button of buttons) button.disabled = true;
   try {
-    await takingEarlier;
-    await readEarlier(true);
     await work();
   } catch (error) {
     say(error.name === "AbortError" ? "Nothing was saved." : `Not done: ${error.message}.`);
   }
-  for (const button of $("saving").querySelectorAll("button")) button.disabled = false;
+  for (const button of buttons) button.disabled = false;
 }
 
 function openSaving() {
   dropStroke();
   $("told").textContent = "";
   $("saving").showModal();
+  attempt(() => readEarlier(true));  // now: a click must lead to the picker of folders at once
 }
 
 function listenToSaving() {

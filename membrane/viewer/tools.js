@@ -39,10 +39,10 @@ function chooseTool(wanted) {
 // Whether the slice shown can be corrected; says so where it cannot.
 function canEdit() {
   if (current) return true;
-  if (broken.has(shown)) {
-    say("This slice can only be looked at: about/page lacks what is needed, or the browser hides it.");
-  } else if (!DATA.slices[shown].editable || !DATA.key) {
+  if (!DATA.slices[shown].editable || !DATA.key) {
     say("This slice can only be looked at: it is too large, or its prediction was not finished.");
+  } else if (broken.has(shown)) {
+    say("This slice can only be looked at: about/page is incomplete, or the browser hides pixels.");
   } else say("The mask of this slice is being read.");
   return false;
 }
