@@ -43,7 +43,6 @@ function stopAll() {
   leaveQueue();
   clearMarks();
   chooseTool("look");
-  say("");
 }
 
 // What Ctrl with a key does.
@@ -109,6 +108,7 @@ function makeButtons() {
     key.textContent = n + 1;
     button.append(`${name} `, key);
     button.dataset.tool = name;
+    button.title = HINTS[name];
     button.onclick = () => chooseTool(name);
     $("tools").append(button, " ");
   });

@@ -85,27 +85,28 @@ function drawNeighbour(canvas, slice, [x0, y0, x1, y1]) {
 
 const isJoined = ({ pixels }) => pixels.some((index) => current.now[index]);
 
-// Tints the two sides of a decision, draws its border, and says how far the user is.
+// Tints the two sides of a decision, draws its border, and says what it is about.
 function markDecision() {
   const decision = current.decisions[asked];
   const { owner, found } = growCells(current.now, decision.sides, current, decision.pixels);
   drawMarks(...SIDES.map((tint, n) =>
     [found.filter((index) => owner[index] === n + 1), colour(tint, 110)]),
   [decision.pixels, colour(BRIGHT, 255)]);
-  let [all, open, count, left_] = [0, 0, 0, 0];
-  for (const slice of DATA.slices) {
-    if (!slice.editable || !slice.gains) continue;
-    const rest = openDecisions(slice);
-    all += slice.gains.reduce((sum, gain) => sum + gain, 0);
-    open += rest.reduce((sum, n) => sum + slice.gains[n], 0);
-    count += slice.gains.length;
-    left_ += rest.length;
-  }
-  const number = Math.min(count, count - left_ + 1);
+  const { number, count, share } = measureProgress();
   say(`decision ${number} of ${count}: ${isJoined(decision) ? "joined" : "separate"} now, ` +
     `${decision.length} px of border, smaller side ${decision.smaller} px · ` +
-    `${Math.round(100 * (1 - open / (all || 1)))} % of the likely error is behind you, ` +
-    `${count - number} left`);
+    `${Math.round(100 * share)} % of the likely error is behind you, ${count - number} left`);
+}
+
+// Which of how many decisions is asked, and the share of the gain of all that is taken.
+function measureProgress() {
+  const slices = editableSlices().filter((slice) => slice.gains);
+  const add = (list) => list.reduce((sum, value) => sum + value, 0);
+  const all = add(slices.map((slice) => add(slice.gains)));
+  const count = add(slices.map((slice) => slice.gains.length));
+  const open = add(slices.map((slice) => openDecisions(slice).length));
+  const share = all ? 1 - add(slices.map(openGain)) / all : 1;
+  return { number: Math.min(count, count - open + 1), count, share };
 }
 
 // Takes the decision: "join", "separate" or "leave".

@@ -52,10 +52,10 @@ async function writeSlices(slices, zipName, filesOf) {
   const target = await openTarget(zipName), names = nameFiles(slices), written = [];
   for (const [n, slice] of slices.entries()) {
     say(`Saving ${n + 1} of ${slices.length} …`);
-    const opened_ = await openSlice(DATA.slices.indexOf(slice));
-    if (!opened_) throw new Error(`${slice.name}: cannot be read from about/page`);
-    for (const [folder, grey] of await filesOf(opened_, operationsOn(slice.name))) {
-      await target.write(folder + names[n], await encodePng(grey, opened_));
+    const open = await openSlice(DATA.slices.indexOf(slice));
+    if (!open) throw new Error(`${slice.name}: cannot be read from about/page`);
+    for (const [folder, grey] of await filesOf(open, operationsOn(slice.name))) {
+      await target.write(folder + names[n], await encodePng(grey, open));
     }
     written.push(slice.name);
   }
@@ -70,7 +70,6 @@ function noteSaved(names) {
   tellUnsaved();
 }
 
-const editableSlices = () => DATA.slices.filter((slice) => slice.editable && DATA.key);
 const count = (list, what) => `${list.length} ${what}${list.length === 1 ? "" : "s"}`;
 
 async function saveMasks() {

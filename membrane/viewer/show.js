@@ -59,9 +59,9 @@ function show(index, wanted = layer) {
 
 // Forgets what belongs to the slice that is left.
 function leaveSlice() {
-  current = null;
   leaveQueue();
   dropStroke();
+  current = null;
   clearMarks();
   say("");
 }
@@ -99,7 +99,7 @@ const colour = ([r, g, b], alpha) => new Uint32Array(Uint8Array.of(r, g, b, alph
 
 // Marks pixels: lists of indices, each with a colour.
 function drawMarks(...lists) {
-  const [x0, y0, x1, y1] = boxAround(lists.flatMap(([list]) => [boxOf(list)]));
+  const [x0, y0, x1, y1] = boxAround(lists.map(([list]) => boxOf(list)));
   clearMarks();
   if (x1 < x0) return;
   const picture = new ImageData(x1 - x0 + 1, y1 - y0 + 1);
@@ -167,7 +167,7 @@ function change(work) {
   if (current) {
     remake(current);
     drawMask();
-    if (asked) markDecision();
+    if (asked !== null) markDecision();
     else clearMarks();
   }
   for (const [number, promise] of opened) {

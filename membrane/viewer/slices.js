@@ -41,8 +41,8 @@ async function readContent(number) {
   return content;
 }
 
-// Takes the corrections that masks were already made with, where the browser has not. Where the page
-// does not say which slices have some (corrected: how many), it asks all, if that is wanted.
+// Takes the corrections that masks were already made with, where the browser has not. Where the
+// page does not say how many a slice has (corrected), its script does, if all are wanted.
 async function readEarlier(all) {
   for (const [number, slice] of DATA.slices.entries()) {
     const wanted = slice.editable && (slice.corrected ?? all);

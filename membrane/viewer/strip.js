@@ -2,7 +2,9 @@
 // The strip of slices.
 
 const items = [];  // of the strip, by the number of the slice
-const order = { sorted: false };
+let sorted = false;  // by how uncertain they are, the least certain first
+
+const editableSlices = () => DATA.slices.filter((slice) => slice.editable && DATA.key);
 
 // The numbers of the decisions on a slice that are open.
 function openDecisions({ name, gains, editable }) {
@@ -69,12 +71,12 @@ function markShown() {
 
 // Orders the strip by slices, or by how uncertain they are.
 function orderStrip() {
-  order.sorted = !order.sorted;
+  sorted = !sorted;
   const gains = DATA.slices.map(openGain), numbers = [...items.keys()];
-  if (order.sorted) numbers.sort((a, b) => gains[b] - gains[a] || a - b);
+  if (sorted) numbers.sort((a, b) => gains[b] - gains[a] || a - b);
   $("slices").replaceChildren(...numbers.map((number) => items[number]));
-  $("order").textContent = order.sorted ? "least certain first" : "in order";
-  $("order").setAttribute("aria-pressed", order.sorted);
+  $("order").textContent = sorted ? "least certain first" : "in order";
+  $("order").setAttribute("aria-pressed", sorted);
 }
 
 function makeStrip() {

@@ -1,7 +1,14 @@
 "use strict";
 // What the pointer does: look, paint membrane or cell, split, merge.
 
-const TOOLS = ["look", "membrane", "cell", "split", "merge"], MERGE_SIZE = 3;  // px
+const HINTS = {  // by tool
+  look: "drag: move · click: what is known of a cell · n: next decision · ?: all keys",
+  membrane: "paint membrane · [ and ]: size · Shift and click: a straight line",
+  cell: "paint cell interior · [ and ]: size · Shift and click: a straight line",
+  split: "draw a line across a cell, from membrane to membrane",
+  merge: "drag from one cell into another",
+};
+const TOOLS = Object.keys(HINTS), MERGE_SIZE = 3;  // px
 let tool = "look", spaceHeld = false;
 let stroke = null;  // the points of what is being drawn
 let last = null;  // the last point, from which Shift draws a line
@@ -33,7 +40,10 @@ function chooseTool(wanted) {
   $("stage").classList.toggle("drawing", tool !== "look");
   if (tool === "look") cursor = null;
   placeCursor();
-  if (tool !== "look" && canEdit() && LAYERS[layer][1] !== "mask") show(shown, "overlay");
+  if (asked === null) say(HINTS[tool]);
+  if (tool === "look") return;
+  if (broken.has(shown) || !DATA.slices[shown].editable) canEdit();
+  else if (LAYERS[layer][1] !== "mask") show(shown, "overlay");
 }
 
 // Whether the slice shown can be corrected; says so where it cannot.

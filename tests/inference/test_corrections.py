@@ -9,9 +9,13 @@ import zarr
 from conftest import PRETRAINED, check_refusal, run_predict
 from PIL import Image
 from skimage.measure import label as connected_components
+from test_neighbours import make_series
 
 from membrane import folders, synthetic
+from membrane.inference import masks
 from membrane.inference.corrections import Corrections, draw
+from membrane.inference.decisions import find_decisions
+from membrane.inference.masks import segment
 from membrane.viewer.page import EDIT, picture_path, read_edit
 
 SIDES = (150, 170)
@@ -171,6 +175,47 @@ def test_slices_are_known_wherever_they_lie(series, tmp_path):
     content[-20] ^= 1
     copies[1].write_bytes(content)
     assert folders.slices_key(copies) != folders.slices_key(files)
+
+
+@pytest.fixture(scope="module")
+def tissue():
+    """A map of P(interior), one of another model, and decisions against the first one's mask."""
+    maps, _ = make_series(1, (210, 230), seed=3)
+    one = segment(maps[0] > 0.5, maps[0]).close_gaps(0.5)
+    found = [decision for decision in find_decisions(one, 60) if decision.smaller > 100][:12]
+    assert 2 < sum(decision.joined for decision in found) < 10
+    return maps[0], np.roll(maps[0], (1, 2), (0, 1)), [decide(one.to_json()) for one in found]
+
+
+def test_a_decision_is_about_the_border_wherever_another_model_draws_it(tissue):
+    _, other, made = tissue
+    segmentation, moved = segment(other > 0.5, other).close_gaps(0.5), 0
+    before = segmentation.mask()
+    for one in made:
+        (x, y), (u, v) = one["sides"]
+        if before[y, x] and before[v, u]:
+            mask = before.copy()
+            (done,) = Corrections({"a": [one]}).apply("a", mask, segmentation, mask.shape)
+            cells = connected_components(mask, connectivity=1)
+            assert (cells[y, x] == cells[v, u]) == (one["kind"] == "join")
+            assert np.flatnonzero(mask != before).tolist() == done["pixels"]
+            moved += done["pixels"] != one["pixels"]
+    assert moved > 6
+
+
+def test_a_region_is_corrected_as_the_slice_is(tissue, monkeypatch):
+    monkeypatch.setattr(masks, "WINDOW", 128)
+    monkeypatch.setattr(masks, "WINDOW_HALO", 24)
+    one, _, _ = tissue
+    whole = segment(one > 0.5, one).close_gaps(0.5)
+    made = Corrections({"a": [decide(one.to_json()) for one in find_decisions(whole, 60)]})
+    expected, rows = whole.mask(), (slice(128, 210), slice(0, 230))
+    made.apply("a", expected, whole, one.shape)
+    part = segment(one > 0.5, one, rows).close_gaps(0.5)
+    found = part.mask()
+    before = found.copy()
+    made.apply("a", found, part, one.shape, rows)
+    assert (before != found).sum() > 50 and np.array_equal(found, expected[rows])
 
 
 def test_pixels_and_decisions_beyond_a_region_change_nothing_in_it():

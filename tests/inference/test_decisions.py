@@ -7,7 +7,7 @@ from membrane.inference import decisions, masks
 from membrane.inference.decisions import find_border, find_decisions
 from membrane.inference.masks import segment
 
-THRESHOLD = 0.5
+THRESHOLD = 0.6
 
 
 def tissue(gap):
@@ -26,7 +26,7 @@ def count_cells(mask):
     return connected_components(mask, connectivity=1).max()
 
 
-@pytest.mark.parametrize("gap, joined", [(0.6, False), (0.99, True)])
+@pytest.mark.parametrize("gap, joined", [(0.6, False), (0.995, True)])
 def test_one_decision_makes_two_cells_one_or_one_two(gap, joined):
     segmentation = decide(tissue(gap))
     mask = segmentation.mask()

@@ -45,6 +45,23 @@ GAP = {
 DECISIONS = [[GAP | {"gain": 3.0}, CUT | {"gain": 1.0}], [CUT | {"gain": 4.0}], [CUT | {"gain": 2}]]
 
 
+# a folder in the browser's memory, as if the user had picked one
+FOLDER = """
+window.written = {};
+const make = (path) => ({
+  name: "picked",
+  getDirectoryHandle: async (name) => make(`${path}${name}/`),
+  getFileHandle: async (name) => ({createWritable: async () => ({
+    write: async (bytes) => { written[path + name] = [...bytes]; }, close: async () => {},
+  })}),
+});
+window.showDirectoryPicker = async () => make("");
+"""
+
+
+MARKS = "$('marks').getContext('2d').getImageData(0, 0, current.width, current.height).data"
+
+
 def data_url(picture):
     with io.BytesIO() as file:
         Image.fromarray(picture).save(file, "PNG")
@@ -254,7 +271,7 @@ def test_what_is_decided_by_keys_and_painted_is_kept_saved_and_loaded(editor, tm
     assert editor.operations(NAMES[1]) == [plain(CUT, "separate")]
     assert editor.operations(NAMES[2]) == [plain(CUT, "leave")]
 
-    editor.press(Keys.ESCAPE, "0", "2", "]", "]")  # the first slice, brush of 7 px
+    editor.press(Keys.ESCAPE, "0", "2", "]", "]", "]")  # the first slice, brush of 8 px
     editor.wait_for_mask()
     editor.drag([20, 20], [31, 26], [25, 35])
     editor.drag([100, 130], shift=True)
@@ -275,7 +292,7 @@ def test_what_is_decided_by_keys_and_painted_is_kept_saved_and_loaded(editor, tm
     assert [one["kind"] for one in done] == [
         "join", "membrane", "membrane", "cell", "membrane", "membrane", "cell", "membrane",
     ]  # fmt: skip
-    assert done[1]["size"] == done[3]["size"] == 7 and done[7]["size"] == 6
+    assert done[1]["size"] == done[3]["size"] == 8 and done[7]["size"] == 7
     assert [done[1]["points"][n] for n in (0, -1)] == [[20, 20], [25, 35]]
     assert done[2]["points"] == [[25, 35], [100, 130]] and done[3]["points"] == [[140, 121]]
     for number, line in ((4, [[201, 100], [239, 104]]), (5, [[121, 60], [190, 66]])):
@@ -301,7 +318,7 @@ def test_what_is_decided_by_keys_and_painted_is_kept_saved_and_loaded(editor, tm
     saved = editor.save("save-masks", "masks.zip")
     assert editor.text("unsaved") == ""
     content = editor.save("save-corrections", "corrections.json")
-    saved_again, found = None, json.loads(content)
+    found = json.loads(content)
     assert found == {"prediction": KEY, "slices": dict(zip(NAMES, done, strict=True))}
 
     editor.close()
@@ -323,6 +340,57 @@ def test_what_is_decided_by_keys_and_painted_is_kept_saved_and_loaded(editor, tm
     editor.close()
     editor.press("n")  # what is decided is not asked again
     editor.wait(lambda: editor.text("status").startswith("decision 4 of 4"))
+
+
+def test_a_decision_is_tinted_in_the_middle_whatever_is_painted_beside_it(editor):
+    editor.press("n")
+    editor.decide("j", "1 of 4")
+    editor.decide("2", "2 of 4: separate")  # the first of its slice
+    for painted in ([], [60, 60]):
+        if painted:
+            editor.drag(painted)
+            assert editor.operations(NAMES[0])[0]["points"] == [painted]
+        marks = np.array(editor.ask(f"[...{MARKS}]")).reshape(HEIGHT, WIDTH, 4)
+        assert (marks[98:103, 120:123] == [240, 228, 66, 255]).all()
+        tinted = ndimage.label(marks[..., 3] == 110)
+        assert tinted[1] == 2 and (tinted[0] > 0).sum() == 2 * 37 * 37
+        blue, orange = marks[100, 110], marks[100, 130]
+        assert blue[2] > 200 > 100 > blue[0] and orange[0] > 200 > 30 > orange[2]
+    middle = editor.ask("[left + zoom * 121.5, $('stage').clientWidth / 2]")
+    assert abs(middle[0] - middle[1]) < 1
+    # the same place of the slice after it is beside it; there is none before
+    assert editor.ask("$('earlier').parentElement.hidden && !$('later').parentElement.hidden")
+    assert editor.ask("$('later').wanted.src").endswith("00001-slice.jpg")
+
+
+def test_a_stroke_that_is_not_finished_leaves_nothing(editor):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    for key in (".", "4"):  # the next slice, another tool
+        editor.press("2")
+        stage = editor.find("stage")
+        actions = ActionChains(editor.browser, duration=0).move_to_element_with_offset(stage, 5, 5)
+        actions.click_and_hold().move_by_offset(60, 9).perform()
+        assert editor.ask("current.now.some((value, index) => value !== current.base[index])")
+        actions = ActionChains(editor.browser, duration=0)
+        actions.send_keys(key).release().send_keys(",").perform()
+        editor.wait(lambda: editor.ask("shown === 0 && current !== null"))
+        assert editor.ask("current.now.every((value, index) => value === current.base[index])")
+        assert editor.text("unsaved") == ""
+
+
+def test_masks_are_written_into_a_folder_where_the_browser_can(editor):
+    editor.press("n")
+    editor.decide("s", "1 of 4")
+    editor.browser.execute_script(FOLDER)
+    editor.press_control("s")
+    editor.find("save-training").click()
+    editor.wait(lambda: editor.text("told").startswith("1 slice saved in picked."))
+    written = editor.ask("written")
+    assert sorted(written) == [f"train/imgs/{FILES[1]}", f"train/labels/{FILES[1]}"]
+    label = Image.open(io.BytesIO(bytes(written[f"train/labels/{FILES[1]}"])))
+    expected = correct(make_mask(), editor.operations(NAMES[1]))
+    np.testing.assert_array_equal(np.asarray(label), expected)
 
 
 def test_a_click_tells_about_a_cell_and_the_cells_over_it(editor):
@@ -401,13 +469,17 @@ def test_what_a_browser_cannot_keep_or_python_has_corrected_is_told(browser, dow
     ]
     page.write_page(tmp_path / "index.html", slices, "", "", KEY)
     editor = Editor(browser, downloads, tmp_path)
+    leave = "(() => { const event = new Event('beforeunload', {cancelable: true});"
+    leave += "window.dispatchEvent(event); return event.defaultPrevented; })()"
     editor.press("2")
+    editor.drag([20, 60])
+    assert not editor.ask(leave)
     editor.browser.execute_script("Storage.prototype.setItem = () => { throw new Error(); }")
     editor.drag([20, 20])
     told = "1 slice with unsaved corrections; this browser keeps nothing: save before you close"
-    assert editor.text("unsaved") == told
+    assert editor.text("unsaved") == told and editor.ask(leave)
     pictures = read_zip(editor.save("save-masks", "masks.zip"))
-    assert list(pictures) == ["a.png", "b.png"]
+    assert list(pictures) == ["a.png", "b.png"] and not editor.ask(leave)
     np.testing.assert_array_equal(pictures["b.png"], correct(make_mask(), earlier))
     assert list(json.loads(editor.save("save-corrections", "corrections.json"))["slices"]) == [
         "b", "a",
