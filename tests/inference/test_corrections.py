@@ -208,7 +208,8 @@ def test_a_region_is_corrected_as_the_slice_is(tissue, monkeypatch):
     monkeypatch.setattr(masks, "WINDOW_HALO", 24)
     one, _, _ = tissue
     whole = segment(one > 0.5, one).close_gaps(0.5)
-    made = Corrections({"a": [decide(one.to_json()) for one in find_decisions(whole, 60)]})
+    made = [decide(one.to_json()) | {"pixels": []} for one in find_decisions(whole, 60)]
+    made = Corrections({"a": made})
     expected, rows = whole.mask(), (slice(128, 210), slice(0, 230))
     made.apply("a", expected, whole, one.shape)
     part = segment(one > 0.5, one, rows).close_gaps(0.5)

@@ -41,6 +41,11 @@ def test_one_decision_makes_two_cells_one_or_one_two(gap, joined):
     assert count_cells(mask) == 1 + joined
 
 
+def test_how_close_a_decision_is_counts_from_the_threshold():
+    odds = [find_decisions(decide(tissue(0.6), threshold))[0].odds for threshold in (0.5, 0.6)]
+    assert odds[0] - odds[1] == pytest.approx(np.log(0.6 / 0.4))
+
+
 def test_those_come_first_that_are_close_and_matter_and_their_number_is_bounded(monkeypatch):
     maps, _ = make_series(1, (300, 300))
     found = find_decisions(decide(maps[0]))
