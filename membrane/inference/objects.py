@@ -14,7 +14,16 @@ from membrane.inference.sources import Source
 from membrane.io.pixel_size import Size, read_pixel_size
 from membrane.io.readers import read_pages
 from membrane.io.writers import atomic_write, open_labels, open_table
-from membrane.viewer.page import LABELS, MASK, NUMBERS, draw_labels, list_objects, picture_path
+from membrane.viewer.page import (
+    EDIT,
+    LABELS,
+    MASK,
+    NUMBERS,
+    draw_labels,
+    list_numbers,
+    picture_path,
+    read_edit,
+)
 
 CELLS, OBJECTS = "cells.csv", "objects.csv"  # beside the labels
 
@@ -86,7 +95,10 @@ def _renumber(
             write(labels)
             index = source.first + number
             if picture_path(folder, index, MASK).exists():  # it is shown on the page
-                shown = {LABELS: draw_labels(labels), NUMBERS: list_objects(index, labels)}
+                shown = {LABELS: draw_labels(labels)}
+                if (edit := picture_path(folder, index, EDIT)).exists():
+                    cells = read_edit(edit)["cells"]
+                    shown[NUMBERS] = list_numbers(index, labels, cells)
                 for end, content in shown.items():
                     with atomic_write(picture_path(folder, index, end)) as part:
                         part.write_bytes(content)

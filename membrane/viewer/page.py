@@ -94,15 +94,16 @@ def read_edit(path: Path) -> dict:
     return json.loads(path.read_text("utf-8").partition(", ")[2][:-2])
 
 
-def list_objects(number: int, labels: np.ndarray) -> bytes:
-    """Returns the content of a slice's `NUMBERS`: a pixel of each object, and its number.
+def list_numbers(number: int, labels: np.ndarray, cells: Sequence[Sequence]) -> bytes:
+    """Returns the content of a slice's `NUMBERS`: a pixel of each cell, and its number.
 
-    Labels are integers (height, width), 0 = on no cell.
+    Args:
+        number: of the slice.
+        labels: integers (height, width), 0 = on no cell.
+        cells: of the mask, as `make_edit` lists them.
     """
-    _, first = np.unique(labels, return_index=True)
-    y, x = np.divmod(first, labels.shape[1])
-    rows = np.stack([x, y, labels.ravel()[first]], 1)
-    return _call("loadObjects", number, rows[rows[:, 2] > 0].tolist())
+    rows = [[x, y, int(labels[y, x])] for x, y, *_ in cells if labels[y, x]]
+    return _call("loadObjects", number, rows)
 
 
 def _list_cells(mask: np.ndarray, probability: np.ndarray) -> list[list]:

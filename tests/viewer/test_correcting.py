@@ -35,7 +35,7 @@ def flat(pixels):
 
 # through the middle of a cell from top to bottom, and through the membrane between two cells
 CUT = {
-    "at": [60, 60], "sides": [[50, 60], [70, 60]], "joined": True, "odds": 0.2, "length": 37,
+    "at": [60, 60], "sides": [[50, 60], [62, 60]], "joined": True, "odds": 0.2, "length": 37,
     "smaller": 600, "pixels": flat((60, y) for y in range(43, 80)),
 }  # fmt: skip
 GAP = {
@@ -175,6 +175,17 @@ class Editor:
         """Returns what the browser has kept of a slice."""
         kept = json.loads(self.ask("localStorage.getItem(arguments[0])", f"membrane-{KEY}"))
         return [entry["operation"] for entry in kept["log"] if entry["slice"] == name]
+
+    def marks(self):
+        """Returns what lies over the slice, RGBA."""
+        return np.array(self.ask(f"[...{MARKS}]")).reshape(HEIGHT, WIDTH, 4)
+
+    def load(self, path, content):
+        """Loads corrections, in the sheet."""
+        path.write_text(json.dumps(content))
+        self.browser.execute_script("$('told').textContent = ''")
+        self.wait(lambda: self.find("load").is_enabled())
+        self.find("load").send_keys(str(path))
 
     def save(self, button, name):
         """Saves by a button of the sheet; returns the content of the file."""
@@ -325,8 +336,7 @@ def test_what_is_decided_by_keys_and_painted_is_kept_saved_and_loaded(editor, tm
     editor.browser.execute_script("localStorage.clear()")
     editor.reload()
     editor.press_control("s")
-    (tmp_path / "corrections.json").write_bytes(content)
-    editor.find("load").send_keys(str(tmp_path / "corrections.json"))
+    editor.load(tmp_path / "corrections.json", found)
     editor.wait(lambda: editor.text("told") == "Corrections of 3 slices loaded.")
     saved_again = editor.save("save-masks", "masks.zip")
     for pictures in (read_zip(saved), read_zip(saved_again)):
@@ -344,13 +354,17 @@ def test_what_is_decided_by_keys_and_painted_is_kept_saved_and_loaded(editor, tm
 
 def test_a_decision_is_tinted_in_the_middle_whatever_is_painted_beside_it(editor):
     editor.press("n")
-    editor.decide("j", "1 of 4")
+    editor.wait(lambda: editor.text("status").startswith("decision 1 of 4: joined"))
+    marks = editor.marks()
+    assert (marks[43:80, 60] == [240, 228, 66, 255]).all()
+    assert (marks[43:80, 43:60, 2] > 200).all() and (marks[43:80, 61:80, 0] > 200).all()
+    editor.press("j")
     editor.decide("2", "2 of 4: separate")  # the first of its slice
     for painted in ([], [60, 60]):
         if painted:
             editor.drag(painted)
             assert editor.operations(NAMES[0])[0]["points"] == [painted]
-        marks = np.array(editor.ask(f"[...{MARKS}]")).reshape(HEIGHT, WIDTH, 4)
+        marks = editor.marks()
         assert (marks[98:103, 120:123] == [240, 228, 66, 255]).all()
         tinted = ndimage.label(marks[..., 3] == 110)
         assert tinted[1] == 2 and (tinted[0] > 0).sum() == 2 * 37 * 37
@@ -401,11 +415,21 @@ def test_a_click_tells_about_a_cell_and_the_cells_over_it(editor):
     editor.drag([20, 20], [60, 20])
     editor.press("1")
     editor.drag([20, 20])
-    words = "cell 0 and 1: 2747 px, mean P(interior) 0.75 · after: cell 100, 1369 px"
-    editor.wait(lambda: editor.text("status") == words)
+    words = "cell 0 and 1: 2747 px, mean P(interior) 0.75 · after: cell 10"
+    editor.wait(lambda: editor.text("status").startswith(words))
+    editor.press(".", "4")
+    editor.wait_for_mask()
+    editor.drag([8, 1], [8, 41])  # in the slice after, a strip off the first cell
+    editor.press(",", "1")
+    editor.wait_for_mask()
+    editor.drag([5, 20])
+    editor.wait(lambda: editor.text("status") == f"{words}1, 1369 px")
 
 
 def test_strange_names_are_text_and_corrections_of_other_slices_are_refused(editor, tmp_path):
+    from selenium.webdriver.support.expected_conditions import alert_is_present
+    from selenium.webdriver.support.ui import WebDriverWait
+
     titles = editor.ask("[...$('slices').children].map((item) => item.title)")
     assert tuple(titles) == NAMES
     editor.press("n")
@@ -418,16 +442,14 @@ def test_strange_names_are_text_and_corrections_of_other_slices_are_refused(edit
         (good | {"slices": {"c": [{"kind": "cell", "size": 65, "points": [[1, 1]]}]}}, "not corr"),
         ([], "not corrections"),
     ):
-        (tmp_path / "other.json").write_text(json.dumps(wrong))
-        editor.find("load").send_keys(str(tmp_path / "other.json"))
+        editor.load(tmp_path / "other.json", wrong)
         editor.wait(lambda words=words: editor.text("told").startswith(f"Not done: {words}"))
     assert editor.operations(NAMES[1]) == [plain(CUT, "separate")]
     for accept, count in ((False, 1), (True, 0)):
-        (tmp_path / "good.json").write_text(json.dumps(good))
-        editor.find("load").send_keys(str(tmp_path / "good.json"))
-        alert = editor.wait(lambda: editor.browser.switch_to.alert)
+        editor.load(tmp_path / "good.json", good)
+        alert = WebDriverWait(editor.browser, 10).until(alert_is_present())
         alert.accept() if accept else alert.dismiss()
-        editor.wait(lambda: editor.ask("!$('save-masks').disabled"))
+        editor.wait(lambda: editor.find("load").is_enabled())
         assert len(editor.operations(NAMES[1])) == count
     assert editor.operations(NAMES[0]) == [plain(GAP, "join")]
 
@@ -465,7 +487,9 @@ def test_what_a_browser_cannot_keep_or_python_has_corrected_is_told(browser, dow
     earlier = [{"kind": "cell", "size": 9, "points": [[41, 60]]}, plain(CUT, "separate")]
     slices = [
         write_slice(tmp_path, 0, "a", [CUT | {"gain": 1}]),
-        write_slice(tmp_path, 1, "b", [CUT | {"gain": 1}], operations=earlier),
+        write_slice(tmp_path, 1, "b", []),
+        write_slice(tmp_path, 2, "c", [CUT | {"gain": 1}], operations=earlier),
+        write_slice(tmp_path, 3, "d", [CUT | {"gain": 1}], operations=earlier) | {"corrected": 2},
     ]
     page.write_page(tmp_path / "index.html", slices, "", "", KEY)
     editor = Editor(browser, downloads, tmp_path)
@@ -479,11 +503,11 @@ def test_what_a_browser_cannot_keep_or_python_has_corrected_is_told(browser, dow
     told = "1 slice with unsaved corrections; this browser keeps nothing: save before you close"
     assert editor.text("unsaved") == told and editor.ask(leave)
     pictures = read_zip(editor.save("save-masks", "masks.zip"))
-    assert list(pictures) == ["a.png", "b.png"] and not editor.ask(leave)
-    np.testing.assert_array_equal(pictures["b.png"], correct(make_mask(), earlier))
-    assert list(json.loads(editor.save("save-corrections", "corrections.json"))["slices"]) == [
-        "b", "a",
-    ]  # fmt: skip
+    assert list(pictures) == ["a.png", "c.png", "d.png"] and not editor.ask(leave)
+    saved = json.loads(editor.save("save-corrections", "corrections.json"))["slices"]
+    for name in "cd":
+        assert saved[name] == earlier
+        np.testing.assert_array_equal(pictures[f"{name}.png"], correct(make_mask(), earlier))
     assert editor.complaints() == []
 
 
@@ -494,6 +518,7 @@ def test_a_slice_without_what_corrections_need_can_be_looked_at(browser, downloa
     page.picture_path(tmp_path, 0, "edit.js").unlink()
     page.write_page(tmp_path / "index.html", slices, "", "", KEY)
     editor = Editor(browser, downloads, tmp_path)
+    editor.wait(lambda: editor.ask("broken.has(0)"))
     assert editor.ask("$('over').checkVisibility({visibilityProperty: true})")
     editor.press("2")
     editor.drag([20, 20])
