@@ -7,6 +7,7 @@ python docs/pictures.py
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -14,6 +15,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from selenium import webdriver  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 import predict  # noqa: E402
 from membrane.io.writers import write_pages  # noqa: E402
@@ -39,7 +41,7 @@ def main() -> int:
 
 
 def photograph(page: Path, path: Path) -> None:
-    """Writes what a browser shows of a page, the cells over the slice."""
+    """Writes what a browser shows of a page that asks the first decision."""
     options = webdriver.ChromeOptions()
     for flag in ("headless=new", "no-sandbox", "disable-gpu", "hide-scrollbars"):
         options.add_argument(f"--{flag}")
@@ -48,11 +50,10 @@ def photograph(page: Path, path: Path) -> None:
     try:
         driver.set_window_size(*WINDOW)
         driver.get(page.as_uri())
-        driver.implicitly_wait(5)
-        driver.find_element(By.XPATH, "//button[text()='labels over slice']").click()
-        command = driver.find_element(By.ID, "command")
-        typed = "python predict.py slices --labels"  # not this program's own temporary folders
-        driver.execute_script("arguments[0].textContent = arguments[1]", command, typed)
+        driver.find_element(By.ID, "next").click()
+        status = driver.find_element(By.ID, "status")
+        WebDriverWait(driver, 20).until(lambda _: status.text.startswith("decision"))
+        time.sleep(1)  # until the pictures of the slices beside it are drawn
         driver.save_screenshot(str(path))
     finally:
         driver.quit()
