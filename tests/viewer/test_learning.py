@@ -16,6 +16,7 @@ import evaluate
 import train
 from membrane import synthetic
 
+pytestmark = pytest.mark.slow
 DECISIONS = 40  # of the five slices
 TRUTH = """
 const {sides, pixels} = current.decisions[asked];
@@ -51,7 +52,6 @@ def score(masks, labels, capsys):
     return {line.split(": ")[0]: float(line.split(": ")[1]) for line in lines if "v_" in line[:2]}
 
 
-@pytest.mark.slow
 def test_five_slices_corrected_in_the_browser_teach_a_better_model(
     tmp_path, browser, downloads, capsys
 ):
