@@ -100,7 +100,7 @@ def proofread(
             write_pages(source / f"{name}.png", [image])
         run_predict(source, first, flags)
     for number, (name, _, label) in enumerate(slices):
-        page = read_edit(picture_path(first, number, EDIT))
+        page = read_edit(picture_path(first, f"{number:05d}", EDIT))
         asked = page["decisions"]
         if order == "random":
             asked = np.random.default_rng(0).permutation(asked).tolist()

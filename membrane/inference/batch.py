@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
@@ -14,7 +14,7 @@ import numpy as np
 from membrane.errors import UnreadableError
 from membrane.inference import neighbours
 from membrane.inference.corrections import Corrections
-from membrane.inference.decisions import find_decisions
+from membrane.inference.entries import Entry, make_entries
 from membrane.inference.masks import Segmentation, Segments, label_cells, measure_cells
 from membrane.inference.predictor import Predictor
 from membrane.inference.sources import Source
@@ -22,7 +22,7 @@ from membrane.io.labels import to_mask_bytes
 from membrane.io.normalization import looks_inverted, middle_region, scale_shape, to_bytes
 from membrane.io.pixel_size import Size, find_scale, read_pixel_size
 from membrane.io.readers import read_pages
-from membrane.viewer.page import VIEW, is_editable, make_edit, make_views, thin
+from membrane.viewer.page import thin
 from membrane.viewer.plots import make_thumbnail
 
 PIXELS_IN_FLIGHT = 2**26  # beyond these, one slice at a time
@@ -53,9 +53,7 @@ class Page:
     blank_fraction: float = 0.0  # how much of it is no tissue
     looks_inverted: bool = False
     thumbnails: tuple = ()  # of image and mask
-    views: dict[str, bytes] | None = None  # the viewer's pictures of it
-    decisions: list[dict] | None = None  # its closest ones, as the viewer has them
-    corrections: list[dict] | None = None  # that were made of its mask, likewise
+    entries: Sequence[Entry] = ()  # what the viewer has of it; its cells have no number yet
 
     @property
     def index(self) -> int:
@@ -175,13 +173,11 @@ def finish_page(page: Page, config: PredictionConfig) -> Page:
 
     Its image is grey by now, and filled where it is no tissue.
     """
-    predicted = None
+    predicted, done = None, {}
     if page.mask is None:  # else an interrupted command has left it
         predicted = page.segmentation.mask()
         page.mask, name = predicted.copy(), page.source.short_name(page.number)
-        page.corrections = config.corrections.apply(
-            name, page.mask, page.segmentation, page.mask.shape
-        )
+        done = config.corrections.apply(name, page.mask, page.segmentation, page.mask.shape)
         if config.labels:
             page.labels = label_cells(page.probability, page.mask, page.blank)
             cells = measure_cells(page.labels, page.probability)
@@ -195,13 +191,7 @@ def finish_page(page: Page, config: PredictionConfig) -> Page:
         small = page.normalize(thin(image)), thin(page.mask)
         page.thumbnails = tuple(map(make_thumbnail, small))
     if page.index in config.viewer_pages:
-        seen = page.normalize(thin(image, VIEW))
-        shown = page.map if config.probability else None
-        page.views = make_views(seen, page.mask, shown)  # cells have no number yet
-        if predicted is not None and is_editable(page.mask.shape):
-            page.decisions = [one.to_json() for one in find_decisions(page.segmentation)]
-            known = page.decisions, page.corrections
-            page.views |= make_edit(page.index, predicted, seen, page.map, *known)
+        page.entries = list(make_entries(page, predicted, done, config.probability))
     page.map = page.map if config.probability else None
     page.image = page.normalize = page.segmentation = None
     page.blank_fraction = 0.0 if page.blank is None else float(page.blank.mean())

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -13,10 +14,12 @@ import numpy as np
 from membrane.errors import UserError
 from membrane.inference.decisions import find_border
 from membrane.inference.masks import Segmentation
-from membrane.inference.tiling import Region, full_region
+from membrane.inference.tiling import Region, full_region, intersect, relative_to, shape_of
+from membrane.viewer.page import VIEW
 
 DECISIONS, PAINT = ("join", "separate", "leave"), ("membrane", "cell")
 MAX_BRUSH = 64  # px
+PLACE = re.compile(r" y(\d+) x(\d+)$")  # of a window, after the slice's name
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class Corrections:
     `slices` has the operations on each slice, by its name, in their order: decisions {"kind":
     "join", "separate" or "leave", "at": [x, y], "sides": [[x, y], [x, y]], "pixels": [flat indices
     of the slice]}; strokes {"kind": "membrane" or "cell", "points": [[x, y], …], "size": px}; and
-    {"kind": …, "pixels": […]}.
+    {"kind": …, "pixels": […]}. Of a large slice there are those on its windows, by its name and
+    their `place_name`; they count from the window's upper left.
     """
 
     slices: dict[str, list[dict]] = field(default_factory=dict)
@@ -38,7 +42,7 @@ class Corrections:
         segmentation: Segmentation | None,
         shape: tuple[int, int],
         region: Region | None = None,
-    ) -> list[dict]:
+    ) -> dict[str, list[dict]]:
         """Corrects a mask in place.
 
         A decision is about the border that the segmentation has between its two sides now, which
@@ -52,30 +56,81 @@ class Corrections:
             region: its rows and columns; None for all.
 
         Returns:
-            The operations, with the pixels of the borders as they are drawn now, where they are.
+            The operations, by the names of slice and windows, with the pixels of the borders as
+            they are drawn now, where they are.
         """
-        done = []
-        rows, columns = region = region or full_region(shape)
-        corners = np.array([[rows.start, columns.start], [rows.stop, columns.stop]])
-        for operation in self.slices.get(name, []):
-            kind = operation["kind"]
-            pixels = None
-            if kind in ("join", "separate") and segmentation is not None:
-                at, *sides = (point[::-1] for point in (operation["at"], *operation["sides"]))
-                pixels = find_border(segmentation, at, sides, kind == "join", corners[0])
-            done.append(operation)
-            if pixels is not None:
-                mask.ravel()[pixels] = kind == "join"
-                done[-1] = operation | {"pixels": pixels.tolist()}
-            elif "points" in operation:
-                points, size = np.array(operation["points"])[:, ::-1], operation["size"]
-                draw(mask, points - corners[0], size, kind == "cell")
-            elif kind != "leave":
-                y, x = np.divmod(np.array(operation["pixels"], int), shape[1])
-                here = (y >= rows.start) & (y < rows.stop)
-                here &= (x >= columns.start) & (x < columns.stop)
-                mask[y[here] - rows.start, x[here] - columns.start] = kind in ("join", "cell")
+        done, region = {}, region or full_region(shape)
+        for key, operations in self.slices.items():
+            own, window = split_name(key, shape)
+            if own == name:
+                part = intersect(window, region)
+                done[key] = [
+                    _apply(one, mask, segmentation, window, region, part) for one in operations
+                ]
         return done
+
+    def rename(self, names: dict[str, str]) -> "Corrections":
+        """Returns the corrections with other names of slices, those without one left out."""
+        pairs = ((PLACE.sub("", key), key) for key in self.slices)
+        return Corrections(
+            {names[own] + key[len(own) :]: self.slices[key] for own, key in pairs if own in names}
+        )
+
+
+def place_name(region: Region) -> str:
+    """Returns what comes after a slice's name in that of a window of it."""
+    return f" y{region[0].start} x{region[1].start}"
+
+
+def split_name(name: str, shape: tuple[int, int]) -> tuple[str, Region]:
+    """Returns the slice, and the rows and columns, of a window of slices of this shape."""
+    found = PLACE.search(name)
+    if not found:
+        return name, full_region(shape)
+    corner = int(found[1]), int(found[2])
+    return name[: found.start()], tuple(
+        slice(start, min(start + VIEW, side)) for start, side in zip(corner, shape, strict=True)
+    )
+
+
+def _apply(
+    operation: dict,
+    mask: np.ndarray,
+    segmentation: Segmentation | None,
+    window: Region,
+    region: Region,
+    part: Region,
+) -> dict:
+    """Applies an operation in a window to the mask of a region; part is where both are.
+
+    Returns:
+        The operation, with the pixels of its border as it is drawn now.
+    """
+    kind, pixels = operation["kind"], None
+    corner = np.array([line.start for line in window])
+    first = np.array([line.start for line in region])
+    if kind in ("join", "separate") and segmentation is not None:
+        points = np.array([operation["at"], *operation["sides"]])[:, ::-1] + corner
+        at, *sides = map(tuple, points.tolist())
+        pixels = find_border(segmentation, at, sides, kind == "join", first)
+    if pixels is not None:
+        mask.ravel()[pixels] = kind == "join"
+        place = np.stack(np.unravel_index(pixels, mask.shape)) + (first - corner)[:, None]
+        flat = np.ravel_multi_index(tuple(place), shape_of(window))
+        return operation | {"pixels": flat.tolist()}
+    if any(line.start >= line.stop for line in part):
+        return operation
+    seen = mask[relative_to(part, region)]
+    offset = corner - [line.start for line in part]
+    if "points" in operation:
+        points = np.array(operation["points"])[:, ::-1] + offset
+        draw(seen, points, operation["size"], kind == "cell")
+    elif kind != "leave":
+        y, x = np.divmod(np.array(operation["pixels"], int), shape_of(window)[1])
+        y, x = y + offset[0], x + offset[1]
+        here = (y >= 0) & (y < seen.shape[0]) & (x >= 0) & (x < seen.shape[1])
+        seen[y[here], x[here]] = kind in ("join", "cell")
+    return operation
 
 
 def draw(mask: np.ndarray, points: np.ndarray, size: int, value: bool) -> None:

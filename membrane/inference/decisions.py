@@ -5,16 +5,18 @@ borders, and the agglomeration knows how close it was to deciding each the other
 benchmarks/quality.md.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice, starmap
+from itertools import islice
 
 import numpy as np
 from scipy import ndimage, special
 
 from membrane.inference.basins import agglomerate
 from membrane.inference.masks import Segmentation, Window
+from membrane.inference.tiling import Region, full_region, shape_of
 
 PER_SLICE, PER_PIXELS = 20, 2**18  # decisions: of a slice of up to so many px, and of each further
 MOST = 100  # of a slice
@@ -49,9 +51,13 @@ class Decision:
     at: tuple[int, int] = ()
     sides: tuple[tuple[int, int], tuple[int, int]] = ()
 
-    def to_json(self) -> dict:
-        """Returns it as the page has it; points are (x, y) there."""
-        at, *sides = ([x, y] for y, x in (self.at, *self.sides))
+    def to_json(self, width: int, region: Region) -> dict:
+        """Returns it as the page has it, of a region of a slice of this width; x comes first."""
+        rows, columns = region
+        points = (self.at, *self.sides)
+        at, *sides = ([x - columns.start, y - rows.start] for y, x in points)
+        y, x = np.divmod(self.pixels, width)
+        pixels = (y - rows.start) * (columns.stop - columns.start) + x - columns.start
         return {
             "at": at,
             "sides": sides,
@@ -60,25 +66,31 @@ class Decision:
             "length": self.length,
             "smaller": self.smaller,
             "gain": round(self.gain, 2),
-            "pixels": self.pixels.tolist(),
+            "pixels": pixels.tolist(),
         }
 
 
-def find_decisions(segmentation: Segmentation, count: int | None = None) -> list[Decision]:
+def find_decisions(
+    segmentation: Segmentation, region: Region | None = None, count: int | None = None
+) -> list[Decision]:
     """Returns the closest decisions of a slice, those first that are most worth looking at.
 
     Args:
         segmentation: of a whole slice.
-        count: how many at most; None for a number by the slice's size.
+        region: rows and columns, that start where a window does; None for all.
+        count: how many at most; None for a number by the region's size.
     """
-    height, width = segmentation.segments.shape
-    count = count or min(PER_SLICE * max(1, height * width // PER_PIXELS), MOST)
+    region = region or full_region(segmentation.segments.shape)
+    count = count or min(PER_SLICE * max(1, math.prod(shape_of(region)) // PER_PIXELS), MOST)
     found = []
-    for window in starmap(_WindowCells, _windows(segmentation)):
-        found += [(one, window) for one in (*window.separated(), *window.joined(TRIED * count))]
+    for args in _windows(segmentation):
+        if _is_in(region, (args[0].core[0].start, args[0].core[1].start)):
+            window = _WindowCells(*args)
+            found += [(one, window) for one in (*window.separated(), *window.joined(TRIED * count))]
     found.sort(key=lambda pair: (-pair[0].gain, pair[0].pixels[0]))
-    decisions = (window.locate(one) for one, window in found)
-    return list(islice(filter(None, decisions), count))
+    located = filter(None, (window.locate(one) for one, window in found))
+    seen = (one for one in located if all(_is_in(region, side) for side in one.sides))
+    return list(islice(seen, count))
 
 
 def find_border(
@@ -103,9 +115,14 @@ def find_border(
     at, *sides = (tuple(np.subtract(point, origin)) for point in (at, *sides))
     for args in _windows(segmentation):
         window = args[0]
-        if all(line.start <= n < line.stop for n, line in zip(at, window.core, strict=True)):
+        if _is_in(window.core, at):
             return _WindowCells(*args).find_border(sides, join)
     return None
+
+
+def _is_in(region: Region, point: Sequence[int]) -> bool:
+    """Tells whether a pixel, (y, x), lies in a region."""
+    return all(line.start <= n < line.stop for n, line in zip(point, region, strict=True))
 
 
 def _windows(segmentation: Segmentation) -> Iterator[tuple]:

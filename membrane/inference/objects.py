@@ -93,14 +93,14 @@ def _renumber(
         for number, (own, page) in enumerate(zip(numbers, _read(path), strict=True)):
             labels = own[page]
             write(labels)
-            index = source.first + number
-            if picture_path(folder, index, MASK).exists():  # it is shown on the page
+            file = f"{source.first + number:05d}"
+            if picture_path(folder, file, MASK).exists():  # it is shown on the page
                 shown = {LABELS: draw_labels(labels)}
-                if (edit := picture_path(folder, index, EDIT)).exists():
+                if (edit := picture_path(folder, file, EDIT)).exists():
                     cells = read_edit(edit)["cells"]
-                    shown[NUMBERS] = list_numbers(index, labels, cells)
+                    shown[NUMBERS] = list_numbers(file, labels, cells)
                 for end, content in shown.items():
-                    with atomic_write(picture_path(folder, index, end)) as part:
+                    with atomic_write(picture_path(folder, file, end)) as part:
                         part.write_bytes(content)
 
 

@@ -22,8 +22,8 @@ from membrane.inference.sources import FOLDERS
 from membrane.io.labels import INTERIOR
 from membrane.io.pixel_size import Size
 from membrane.io.readers import is_image
-from membrane.io.writers import atomic_write, open_labels, open_pages, open_table, write_json
-from membrane.viewer.page import EDIT, LABELS, picture_path, read_edit, write_page
+from membrane.io.writers import open_labels, open_pages, open_table, write_json
+from membrane.viewer.page import LABELS, write_page
 from membrane.viewer.plots import draw_contact_sheet
 
 PAGE = "index.html"  # to look at them
@@ -69,11 +69,11 @@ def write_masks(
                         found[page.name] = 1 - (1 - membrane_and_blank) / tissue
                         if page.thumbnails:
                             thumbnails.append((page.name, *page.thumbnails))
-                        if page.views:
-                            name, part = source.short_name(page.number), found[page.name]
-                            seen.append(write_views(folder, page.views, page.index, name, part))
-                            seen[-1]["kinds"] += [LABELS] if config.labels else []
-                            seen[-1] |= _editing(folder, page)
+                        for number, entry in enumerate(page.entries):
+                            seen.append(entry.write(folder))
+                            if number == 0:
+                                seen[-1]["membrane"] = found[page.name]
+                                seen[-1]["kinds"] += [LABELS] if config.labels else []
                         inverted += [page.name] if page.looks_inverted else []
                         agreed += [] if page.agrees is None else [page.agrees]
                         for kind, text in _notes(page, config).items():
@@ -111,32 +111,6 @@ def _open_outputs(opened: contextlib.ExitStack, folder: Path, page: Page) -> lis
         managers["labels"] = open_labels(paths["labels"], shape, int(most), page.pixel_size)
         managers["cells"] = open_table(paths["labels"].with_suffix(".csv"))
     return [(name, opened.enter_context(manager)) for name, manager in managers.items()]
-
-
-def write_views(
-    folder: Path, views: dict[str, bytes], number: int, name: str, membrane: float
-) -> dict:
-    """Writes the pictures that the page shows of a slice; returns what it says of it."""
-    for end, content in views.items():
-        with atomic_write(picture_path(folder, number, end)) as part:
-            part.write_bytes(content)
-    return {"name": name, "membrane": membrane, "file": f"{number:05d}", "kinds": list(views)}
-
-
-def _editing(folder: Path, page: Page) -> dict:
-    """Returns what the page must know of a slice that it corrects; nothing of another."""
-    path, asked, done = picture_path(folder, page.index, EDIT), page.decisions, page.corrections
-    if asked is None and path.exists():  # left by the interrupted command
-        edit = read_edit(path)
-        asked, done = edit["decisions"], edit["operations"]
-    if asked is None:
-        return {}
-    return {
-        "editable": True,
-        "gains": [one["gain"] for one in asked],
-        "corrected": len(done),
-        "save_as": page.source.mask_name(page.number),
-    }
 
 
 def _notes(page: Page, config: PredictionConfig) -> dict[str, str]:
@@ -232,7 +206,7 @@ def finish_metadata(
 def show(folder: Path, sheet: list[tuple], shown: list[dict], total: int, metadata: dict) -> None:
     """Writes contact sheet and page, on which the masks are looked at.
 
-    The sheet has a caption and two thumbnails each, the page what `write_views` returns.
+    The sheet has a caption and two thumbnails each, the page what `Entry.write` returns.
     """
     contact_sheet = folder / runs.METADATA_DIR / "contact_sheet.png"
     draw_contact_sheet(contact_sheet, *zip(*sheet, strict=True))

@@ -53,7 +53,7 @@ def is_editable(shape: tuple[int, int]) -> bool:
 
 
 def make_edit(
-    number: int,
+    file: str,
     mask: np.ndarray,
     image: np.ndarray,
     probability: np.ndarray,
@@ -65,7 +65,7 @@ def make_edit(
     A page that is opened as a file may read the pixels of a script's pictures, not of a file's.
 
     Args:
-        number: of the slice.
+        file: the start of the slice's pictures' names.
         mask: bool (height, width), True = interior, before any correction.
         image: float (height, width), about [0, 1].
         probability: P(interior), uint8 (height, width).
@@ -86,7 +86,7 @@ def make_edit(
         "decisions": decisions,
         "operations": operations,
     }
-    return {EDIT: _call("loadSlice", number, content)}
+    return {EDIT: _call("loadSlice", file, content)}
 
 
 def read_edit(path: Path) -> dict:
@@ -94,16 +94,16 @@ def read_edit(path: Path) -> dict:
     return json.loads(path.read_text("utf-8").partition(", ")[2][:-2])
 
 
-def list_numbers(number: int, labels: np.ndarray, cells: Sequence[Sequence]) -> bytes:
+def list_numbers(file: str, labels: np.ndarray, cells: Sequence[Sequence]) -> bytes:
     """Returns the content of a slice's `NUMBERS`: a pixel of each cell, and its number.
 
     Args:
-        number: of the slice.
+        file: the start of the slice's pictures' names.
         labels: integers (height, width), 0 = on no cell.
         cells: of the mask, as `make_edit` lists them.
     """
     rows = [[x, y, int(labels[y, x])] for x, y, *_ in cells if labels[y, x]]
-    return _call("loadObjects", number, rows)
+    return _call("loadObjects", file, rows)
 
 
 def _list_cells(mask: np.ndarray, probability: np.ndarray) -> list[list]:
@@ -125,10 +125,10 @@ def _data_url(picture: Image.Image, kind: str, **options) -> str:
         return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _call(function: str, number: int, content) -> bytes:
+def _call(function: str, file: str, content) -> bytes:
     """Returns a script that calls a function of the page with what is known of a slice."""
     text = json.dumps(content, separators=(",", ":"))
-    return f'{function}("{number:05d}", {text});'.encode()
+    return f'{function}("{file}", {text});'.encode()
 
 
 def draw_labels(labels: np.ndarray) -> bytes:
@@ -150,9 +150,9 @@ def _encode(name: str, picture: Image.Image) -> bytes:
         return file.getvalue()
 
 
-def picture_path(folder: Path, number: int, end: str) -> Path:
-    """Returns the file of a picture of a slice, by the slice's number and the end of its name."""
-    return folder / METADATA_DIR / "page" / f"{number:05d}-{end}"
+def picture_path(folder: Path, file: str, end: str) -> Path:
+    """Returns the file of a picture of a slice, by the start and the end of its name."""
+    return folder / METADATA_DIR / "page" / f"{file}-{end}"
 
 
 def write_page(
@@ -163,8 +163,10 @@ def write_page(
     Args:
         path: of the page; the pictures lie in about/page beside it.
         slices: each by its name, its membrane fraction (membrane), the start of its pictures' names
-            (file), and the ends of these names (kinds); where it can be corrected, also by what
-            each decision on it is worth (gains) and the name of its mask (save_as).
+            (file), and the ends of these names (kinds); where it can be corrected (editable), also
+            by what each decision on it is worth (gains), how many corrections it has (corrected),
+            and the name of its mask (save_as). The same place in the next slice comes a number of
+            entries later (step; else 1).
         about: a line on the prediction.
         command: that made it.
         key: of the slices, for corrections of them.

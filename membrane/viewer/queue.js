@@ -60,8 +60,8 @@ function decisionBox() {
 function frameDecision() {
   const box = decisionBox();
   frame(box, CLOSEST);
-  drawNeighbour($("earlier"), DATA.slices[shown - 1], box);
-  drawNeighbour($("later"), DATA.slices[shown + 1], box);
+  drawNeighbour($("earlier"), DATA.slices[findBeside(shown, -1)], box);
+  drawNeighbour($("later"), DATA.slices[findBeside(shown, 1)], box);
 }
 
 // Draws a place of a slice.

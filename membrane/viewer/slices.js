@@ -16,6 +16,9 @@ function picturePath(slice, kind) {
   return end && `about/page/${slice.file}-${end}`;
 }
 
+// The number of the same place in the next slice, or in the one before.
+const findBeside = (number, side) => number + side * (DATA.slices[number].step ?? 1);
+
 // Runs one of the scripts; the promise is of what it calls with, or of null.
 function readScript(path) {
   return new Promise((resolve) => {

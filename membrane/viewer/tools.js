@@ -201,7 +201,8 @@ async function tellCell(point) {
     (area ? `, mean P(interior) ${mean.toFixed(2)}` : "");
   say(text);
   const over = [];
-  for (const [n, word] of [[here.number - 1, "before"], [here.number + 1, "after"]]) {
+  for (const [n, word] of [[-1, "before"], [1, "after"]].map(
+    ([side, word]) => [findBeside(here.number, side), word])) {
     const other = DATA.slices[n] && await openSlice(n);
     if (other) over.push(`${word}: ${describeOver(found, other, here)}`);
   }

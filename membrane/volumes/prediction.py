@@ -13,6 +13,7 @@ from membrane.errors import UserError
 from membrane.inference import outputs
 from membrane.inference.batch import check_scaled
 from membrane.inference.corrections import Corrections, read_corrections
+from membrane.inference.entries import Entry
 from membrane.inference.predictor import Predictor
 from membrane.inference.sources import find_sources
 from membrane.io.pixel_size import find_scale
@@ -116,8 +117,7 @@ def _read_corrections(args, source: store.Volume, key: str) -> Corrections:
         return found
     usable, _ = find_sources(source.files, args.max_pixels, args.channel)
     names = [one.short_name(page) for one in usable for page in range(one.pages)]
-    numbers = {name: f"z {z}" for z, name in enumerate(names)}
-    return Corrections({numbers[name]: made for name, made in found.slices.items()})
+    return found.rename({name: f"z {z}" for z, name in enumerate(names)})
 
 
 def _draw(job: Job, source: store.Volume, membrane: dict[str, float], metadata: dict) -> None:
@@ -125,7 +125,8 @@ def _draw(job: Job, source: store.Volume, membrane: dict[str, float], metadata: 
     folder, sheet, shown = job.masks.parent, [], []
     for z in outputs.choose_evenly(source.shape[0], SHEET_SLICES):
         image, mask = blocks.show(job, source, z)
-        name, views = f"z {z}", make_views(image, mask)
+        name = f"z {z}"
+        about = {"name": name, "file": f"{z:05d}", "membrane": membrane[name]}
         sheet.append((name, make_thumbnail(image), make_thumbnail(mask)))
-        shown.append(outputs.write_views(folder, views, z, name, membrane[name]))
+        shown.append(Entry(about, make_views(image, mask)).write(folder))
     outputs.show(folder, sheet, shown, len(membrane), metadata)

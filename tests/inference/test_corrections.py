@@ -71,7 +71,7 @@ def read(folder):
 
 
 def read_page(folder):
-    return [read_edit(picture_path(folder, number, EDIT)) for number in range(3)]
+    return [read_edit(picture_path(folder, f"{number:05d}", EDIT)) for number in range(3)]
 
 
 def decide(asked):
@@ -100,6 +100,11 @@ def corrections(series, tmp_path):
                 draw(drawn, np.array(one["points"])[:, ::-1], one["size"], True)
                 masks[number][drawn] = value
     return write(series, tmp_path, operations), masks, made[1:]
+
+
+def to_json(decision):
+    """What the page has of a decision on the tissue."""
+    return decision.to_json(230, (slice(0, 210), slice(0, 230)))
 
 
 def write(series, folder, slices, others=None):
@@ -182,9 +187,9 @@ def tissue():
     """A map of P(interior), one of another model, and decisions against the first one's mask."""
     maps, _ = make_series(1, (210, 230), seed=3)
     one = segment(maps[0] > 0.5, maps[0]).close_gaps(0.5)
-    found = [decision for decision in find_decisions(one, 60) if decision.smaller > 100][:12]
+    found = [decision for decision in find_decisions(one, count=60) if decision.smaller > 100][:12]
     assert 2 < sum(decision.joined for decision in found) < 10
-    return maps[0], np.roll(maps[0], (1, 2), (0, 1)), [decide(one.to_json()) for one in found]
+    return maps[0], np.roll(maps[0], (1, 2), (0, 1)), [decide(to_json(one)) for one in found]
 
 
 def test_a_decision_is_about_the_border_wherever_another_model_draws_it(tissue):
@@ -195,7 +200,7 @@ def test_a_decision_is_about_the_border_wherever_another_model_draws_it(tissue):
         (x, y), (u, v) = one["sides"]
         if before[y, x] and before[v, u]:
             mask = before.copy()
-            (done,) = Corrections({"a": [one]}).apply("a", mask, segmentation, mask.shape)
+            (done,) = Corrections({"a": [one]}).apply("a", mask, segmentation, mask.shape)["a"]
             cells = connected_components(mask, connectivity=1)
             assert (cells[y, x] == cells[v, u]) == (one["kind"] == "join")
             assert np.flatnonzero(mask != before).tolist() == done["pixels"]
@@ -208,7 +213,7 @@ def test_a_region_is_corrected_as_the_slice_is(tissue, monkeypatch):
     monkeypatch.setattr(masks, "WINDOW_HALO", 24)
     one, _, _ = tissue
     whole = segment(one > 0.5, one).close_gaps(0.5)
-    made = [decide(one.to_json()) | {"pixels": []} for one in find_decisions(whole, 60)]
+    made = [decide(to_json(one)) | {"pixels": []} for one in find_decisions(whole, count=60)]
     made = Corrections({"a": made})
     expected, rows = whole.mask(), (slice(128, 210), slice(0, 230))
     made.apply("a", expected, whole, one.shape)

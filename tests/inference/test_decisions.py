@@ -51,7 +51,7 @@ def test_those_come_first_that_are_close_and_matter_and_their_number_is_bounded(
     found = find_decisions(decide(maps[0]))
     gains = [one.gain for one in found]
     assert gains == sorted(gains, reverse=True) and len(found) == decisions.PER_SLICE
-    assert len(find_decisions(decide(maps[0]), 7)) == 7
+    assert len(find_decisions(decide(maps[0]), count=7)) == 7
     monkeypatch.setattr(decisions, "PER_PIXELS", 300 * 100)
     monkeypatch.setattr(decisions, "MOST", 50)
     assert len(find_decisions(decide(maps[0]))) == 50
@@ -64,7 +64,7 @@ def test_every_decision_changes_what_it_says_and_is_found_again(monkeypatch):
     maps, _ = make_series(1, (210, 230), seed=3)
     segmentation = decide(maps[0])
     mask = segmentation.mask()
-    found = find_decisions(segmentation, 60)
+    found = find_decisions(segmentation, count=60)
     kinds = [one.joined for one in found]
     assert 5 < sum(kinds) < len(kinds) - 5
     cells = connected_components(mask, connectivity=1)
@@ -97,7 +97,11 @@ def test_of_what_is_membrane_now_no_border_is_found():
 
 def test_what_is_written_for_the_page_counts_x_first():
     first = find_decisions(decide(tissue(0.6)))[0]
-    written = first.to_json()
+    written = first.to_json(101, (slice(0, 60), slice(0, 101)))
     assert written["at"] == [first.at[1], first.at[0]]
     assert written["sides"][1] == [first.sides[1][1], first.sides[1][0]]
     assert written["pixels"] == first.pixels.tolist() and written["joined"] is False
+    y, x = np.divmod(first.pixels, 101)
+    part = first.to_json(101, (slice(0, 40), slice(30, 80)))
+    assert part["at"] == [first.at[1] - 30, first.at[0]]
+    assert part["pixels"] == (y * 50 + x - 30).tolist()

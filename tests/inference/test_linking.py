@@ -149,8 +149,10 @@ def test_labels_and_tables_follow_a_cell_through_the_series(tmp_path, form):
     ]
     assert np.array_equal(colours[0], np.where(labels[0], labels[0] % 255 + 1, 0))
     assert np.array_equal(colours[1], np.where(labels[3], labels[3] % 255 + 1, 0))
-    numbers = read_edit(picture_path(tmp_path / "out", 3, NUMBERS))
+    numbers = read_edit(picture_path(tmp_path / "out", "00003", NUMBERS))
     assert {n for _, _, n in numbers} == set(np.unique(labels[3])) - {0}
     assert all(labels[3, y, x] == n for x, y, n in numbers)
-    listed = [cell[:2] for cell in read_edit(picture_path(tmp_path / "out", 3, EDIT))["cells"]]
+    listed = [
+        cell[:2] for cell in read_edit(picture_path(tmp_path / "out", "00003", EDIT))["cells"]
+    ]
     assert all(number[:2] in listed for number in numbers)

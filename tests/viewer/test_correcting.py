@@ -80,12 +80,12 @@ def write_slice(folder, number, name, decisions, image=None, mask=None, **more):
     }  # fmt: skip
     (folder / "about" / "page").mkdir(parents=True, exist_ok=True)
     for end, view in views.items():
-        page.picture_path(folder, number, end).write_bytes(view)
+        page.picture_path(folder, f"{number:05d}", end).write_bytes(view)
     script = f'loadSlice("{number:05d}", {json.dumps(content | more)});'
-    page.picture_path(folder, number, "edit.js").write_text(script)
+    page.picture_path(folder, f"{number:05d}", "edit.js").write_text(script)
     objects = [[x, y, 100 * number + n] for n, (x, y, *_) in enumerate(cells)]
     script = f'loadObjects("{number:05d}", {json.dumps(objects)});'
-    page.picture_path(folder, number, "objects.js").write_text(script)
+    page.picture_path(folder, f"{number:05d}", "objects.js").write_text(script)
     gains = [one["gain"] for one in decisions]
     about = {"name": name, "membrane": 0.2, "file": f"{number:05d}", "editable": True}
     return about | {"kinds": [*views, "labels.png"], "save_as": f"{name}.png", "gains": gains}
@@ -515,7 +515,7 @@ def test_a_slice_without_what_corrections_need_can_be_looked_at(browser, downloa
     slices = [write_slice(tmp_path, 0, "a", []), write_slice(tmp_path, 1, "b", [CUT | {"gain": 1}])]
     for key in ("editable", "gains", "save_as"):
         del slices[0][key]
-    page.picture_path(tmp_path, 0, "edit.js").unlink()
+    page.picture_path(tmp_path, "00000", "edit.js").unlink()
     page.write_page(tmp_path / "index.html", slices, "", "", KEY)
     editor = Editor(browser, downloads, tmp_path)
     editor.wait(lambda: editor.ask("broken.has(0)"))
@@ -527,7 +527,9 @@ def test_a_slice_without_what_corrections_need_can_be_looked_at(browser, downloa
     editor.decide("s", "1 of 1")
     editor.wait(lambda: editor.text("status") == "No decision is open.")
     assert editor.complaints() == []
-    page.picture_path(tmp_path, 1, "edit.js").unlink()  # of a folder that was not copied whole
+    page.picture_path(
+        tmp_path, "00001", "edit.js"
+    ).unlink()  # of a folder that was not copied whole
     browser.execute_script("localStorage.clear()")
     browser.refresh()
     editor.press("n")

@@ -7,7 +7,7 @@ from PIL import Image
 
 import evaluate
 from membrane import synthetic
-from membrane.inference import outputs
+from membrane.inference.entries import Entry
 from membrane.viewer import page
 
 NAMES = ("<img src=x onerror=alert(1)>", "a const SCORES = 1; b", "c")
@@ -89,7 +89,8 @@ def test_every_slice_is_fitted_to_the_window_whatever_its_size(tmp_path, browser
     for number, size in enumerate([(60, 300), (300, 60), (40, 44)]):
         image = synthetic.make_slice(*size, number)[0]
         views = page.make_views(image / 255, np.full(size, 255, np.uint8))
-        shown.append(outputs.write_views(tmp_path, views, number, f"{number}", 0.2))
+        about = {"name": f"{number}", "file": f"{number:05d}", "membrane": 0.2}
+        shown.append(Entry(about, views).write(tmp_path))
     page.write_page(tmp_path / "index.html", shown, "", "")
     browser.get((tmp_path / "index.html").as_uri())
     width = "return document.getElementById('under').naturalWidth"
@@ -139,9 +140,8 @@ def test_a_slice_without_a_picture_of_a_kind_shows_none(tmp_path, browser):
     views = page.make_views(np.ones((9, 9)), np.zeros((9, 9), np.uint8), np.ones((9, 9), "u1"))
     shown = []
     for name, kinds in (("a", list(views)), ("b", ["slice.jpg", "mask.png"])):
-        shown.append(
-            outputs.write_views(tmp_path, {k: views[k] for k in kinds}, len(shown), name, 1)
-        )
+        about = {"name": name, "file": f"{len(shown):05d}", "membrane": 1}
+        shown.append(Entry(about, {kind: views[kind] for kind in kinds}).write(tmp_path))
     page.write_page(tmp_path / "index.html", shown, "", "")
     browser.get((tmp_path / "index.html").as_uri())
     button = browser.find_element(By.XPATH, "//button[text()='probability']")

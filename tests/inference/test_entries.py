@@ -1,0 +1,101 @@
+"""What the viewer lists of large slices, and what their corrections change."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from conftest import PRETRAINED, run_predict
+from PIL import Image
+
+from membrane import folders, synthetic
+from membrane.inference import corrections, entries, masks
+from membrane.viewer import page
+
+SIDES, VIEW = (290, 280), 128
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    """Two slices that are large for a viewer of 128 px, and their masks."""
+    for module in (page, entries, corrections):
+        monkeypatch.setattr(module, "VIEW", VIEW)
+    monkeypatch.setattr(masks, "WINDOW", 64)
+    monkeypatch.setattr(masks, "WINDOW_HALO", 24)
+    (tmp_path / "slices").mkdir()
+    for seed, name in enumerate("ab"):
+        image = synthetic.make_slice(*SIDES, seed)[0]
+        image = image + np.random.default_rng(seed).normal(0, 50, SIDES)
+        image = np.clip(image, 0, 255).astype(np.uint8)
+        Image.fromarray(image).save(tmp_path / "slices" / f"{name}.png")
+    assert predict(tmp_path, tmp_path / "masks") == 0
+    return tmp_path
+
+
+def predict(large, output, *flags):
+    return run_predict(large / "slices", "--model", PRETRAINED, "--output", output, *flags)
+
+
+def read_page(folder):
+    text = (folder / "index.html").read_text()
+    return json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
+
+
+def read_edit(folder, entry):
+    return page.read_edit(page.picture_path(folder, entry["file"], page.EDIT))
+
+
+def read(folder, name):
+    return np.asarray(Image.open(folder / f"{name}.png"))
+
+
+def test_a_large_slice_is_corrected_in_windows(large):
+    listed = read_page(large / "masks")["slices"]
+    assert len(listed) == 20 and {one["step"] for one in listed} == {10}
+    assert [one["name"] for one in listed[:3]] == ["a", "a y0 x0", "a y0 x128"]
+    assert "editable" not in listed[0] and "save_as" not in listed[0]
+    assert listed[9]["name"] == "a y256 x256" and listed[9]["save_as"] == "a-y256-x256.png"
+    expected, made, count = read(large / "masks", "a").copy(), {}, 0
+    for entry in listed[1:10]:
+        edit = read_edit(large / "masks", entry)
+        top, left = map(int, re.findall(r"\d+", entry["name"]))
+        window = expected[top : top + VIEW, left : left + VIEW]
+        assert edit["shape"] == list(window.shape)
+        assert len(edit["decisions"]) == len(entry["gains"]) <= 20
+        made[entry["name"]] = [{"kind": "membrane", "size": 9, "points": [[2, 2], [2, 20]]}]
+        for asked in edit["decisions"][:3]:
+            kind = "separate" if asked["joined"] else "join"
+            made[entry["name"]].append(
+                {"kind": kind} | {key: asked[key] for key in ("at", "sides", "pixels")}
+            )
+            count += 1
+        window[:25, :7][stroke()[: min(25, len(window))]] = 0
+        for one in made[entry["name"]][1:]:
+            y, x = np.divmod(one["pixels"], window.shape[1])
+            window[y, x] = 255 * (one["kind"] == "join")
+    assert count > 12
+    key = folders.slices_key(sorted((large / "slices").iterdir()))
+    (large / "made.json").write_text(json.dumps({"prediction": key, "slices": made}))
+    assert predict(large, large / "corrected", "--corrections", large / "made.json") == 0
+    assert np.array_equal(read(large / "corrected", "a"), expected)
+    assert np.array_equal(read(large / "corrected", "b"), read(large / "masks", "b"))
+    after = read_page(large / "corrected")["slices"]
+    assert [one.get("corrected") for one in after[:2]] == [None, len(made["a y0 x0"])]
+    edit = read_edit(large / "corrected", after[1])
+    assert edit["operations"] == made["a y0 x0"]
+    assert edit["mask"] == read_edit(large / "masks", listed[1])["mask"]
+
+
+def stroke():
+    """The stroke of 9 px along x = 2 from y = 2 to 20, within the window."""
+    y, x = np.mgrid[:25, :7]
+    return 4 * ((y - np.clip(y, 2, 20)) ** 2 + (x - 2) ** 2) <= 81
+
+
+def test_what_an_interrupted_prediction_has_left_can_be_corrected(large):
+    about = large / "masks/about/prediction.json"
+    listed = read_page(large / "masks")["slices"]
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"finished": False}))
+    (large / "masks/b.png").unlink()
+    assert predict(large, large / "masks") == 0
+    assert read_page(large / "masks")["slices"] == listed
