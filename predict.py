@@ -187,11 +187,9 @@ def predict_slices(args, predictor, workers: int, record: dict, metadata: dict, 
         folders.check_not_in(args.submission, args.input, "--submission")
     files = sources.list_files(args.input)
     usable, failed = sources.find_sources(files, args.max_pixels, args.channel)
-    key = folders.slices_key(files)
-    corrected = read_corrections(args.corrections, key)
+    corrected = read_corrections(args.corrections, sources.list_keys(usable))
     folder = folders.claim_output(args.output, args.input, metadata, files)
     print(f"Device: {device}\nMasks: {runs.display_path(folder)}", flush=True)
-    metadata["slices_key"] = key
     outputs.note_skipped(args.input)
     total, began = sum(source.pages for source in usable), time.monotonic()
     config = batch.PredictionConfig(

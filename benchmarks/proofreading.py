@@ -24,8 +24,8 @@ from result_tables import HERE, draw_table, write_tables
 from skimage.measure import label as connected_components
 
 import predict
-from membrane import cli, folders, metrics, runs
-from membrane.inference.sources import list_files
+from membrane import cli, metrics, runs
+from membrane.inference.sources import find_sources, list_files, list_keys
 from membrane.io.labels import to_interior
 from membrane.io.readers import read_named
 from membrane.io.writers import write_json, write_pages
@@ -94,22 +94,26 @@ def proofread(
     Returns:
         The masks, bool (height, width), and the share of decisions that changed something.
     """
-    source, first, made, changed = scratch / "slices", scratch / "first", {}, []
+    source_folder, first, made, changed = scratch / "slices", scratch / "first", {}, []
     if not first.exists():
         for name, image, _ in slices:
-            write_pages(source / f"{name}.png", [image])
-        run_predict(source, first, flags)
-    for number, (name, _, label) in enumerate(slices):
-        page = read_edit(picture_path(first, f"{number:05d}", EDIT))
+            write_pages(source_folder / f"{name}.png", [image])
+        run_predict(source_folder, first, flags)
+    sources, _ = find_sources(list_files([source_folder]), sys.maxsize)
+    for source, (name, _, label) in zip(sources, slices, strict=True):
+        page = read_edit(picture_path(first, source.picture_name(0), EDIT))
         asked = page["decisions"]
         if order == "random":
             asked = np.random.default_rng(0).permutation(asked).tolist()
         made[name] = [decide(one, page, to_interior(label, name)) for one in asked[:count]]
-        changed.append(float(np.mean([one["kind"] != "leave" for one in made[name]] or [0])))
-    key = folders.slices_key(list_files([source]))
+        against = [
+            (done["kind"] == "join") != one["joined"]
+            for one, done in zip(asked[:count], made[name], strict=True)
+        ]
+        changed.append(float(np.mean(against or [0])))
     path, folder = scratch / f"{order}-{count}.json", scratch / f"{order}-{count}"
-    write_json(path, {"prediction": key, "slices": made})
-    run_predict(source, folder, [*flags, "--corrections", str(path)])
+    write_json(path, {"slices": made, "keys": list_keys(sources)})
+    run_predict(source_folder, folder, [*flags, "--corrections", str(path)])
     return [to_interior(mask, name) for name, mask in read_named(folder)], changed
 
 
@@ -138,8 +142,9 @@ def decide(asked: dict, page: dict, label: np.ndarray) -> dict:
         under = true[(cells == cells[y, x]) & (true > 0)]
         most.append(np.bincount(under).argmax() if under.size else None)
     one_cell = None not in most and most[0] == most[1]
-    kind = "leave" if one_cell == asked["joined"] else "join" if one_cell else "separate"
-    return {"kind": kind} | {name: asked[name] for name in ("at", "sides", "pixels")}
+    return {"kind": "join" if one_cell else "separate"} | {
+        name: asked[name] for name in ("at", "sides", "pixels")
+    }
 
 
 def read_mask(page: dict) -> np.ndarray:

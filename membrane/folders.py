@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import json
-import os
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,8 +14,6 @@ from membrane.errors import UserError
 from membrane.io.containers import split_inner_path
 from membrane.io.locks import LOCK, LockedError, lock_folder
 from membrane.io.writers import write_json
-
-KEY_BYTES = 4096  # of a file's start and end, that tell it from others
 
 
 def make_folder(wanted: str | None, default: Path) -> Path:
@@ -55,7 +53,7 @@ def claim_output(
     Args:
         wanted: the folder that the user wants.
         inputs: what is predicted: folders, files, a Zarr.
-        about: the record; gets the state of the files.
+        about: the record; gets the state of the files, and an `id`, by which browsers know it.
         files: that are predicted; those that failed before may have changed since.
 
     Raises:
@@ -80,9 +78,11 @@ def claim_output(
                         raise
                     print(f"Note: {error}; this command takes another one")
                     continue
+                about["id"] = known["id"]
                 print(f"Going on with the unfinished masks in {runs.display_path(folder)}")
                 return folder
     folder = make_folder(wanted, default)
+    about["id"] = secrets.token_hex(8)
     write_json(folder / runs.METADATA_DIR / "prediction.json", about)
     return folder
 
@@ -121,21 +121,6 @@ def fingerprint(files: Sequence[Path]) -> str:
             about = split_inner_path(file)[0].stat()
             states.append((file.name, about.st_size, about.st_mtime_ns))
     return hashlib.sha256(repr(states).encode()).hexdigest()
-
-
-def slices_key(files: Sequence[Path]) -> str:
-    """Returns 16 digits that tell slices from others, wherever they lie and whatever is predicted.
-
-    They depend on the names, sizes, and first and last bytes of the files.
-    """
-    states = []
-    for file in files:
-        with contextlib.suppress(OSError), open(split_inner_path(file)[0], "rb") as opened:
-            first = opened.read(KEY_BYTES)
-            size = opened.seek(0, os.SEEK_END)
-            opened.seek(max(0, size - KEY_BYTES))
-            states.append((file.name, size, first, opened.read()))
-    return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
 
 
 def _numbered(path: Path) -> Iterator[Path]:

@@ -14,7 +14,7 @@ import numpy as np
 from membrane.errors import UnreadableError
 from membrane.inference import neighbours
 from membrane.inference.corrections import Corrections
-from membrane.inference.entries import Entry, make_entries
+from membrane.inference.entries import Entry, make_entries, membrane_fraction
 from membrane.inference.masks import Segmentation, Segments, label_cells, measure_cells
 from membrane.inference.predictor import Predictor
 from membrane.inference.sources import Source
@@ -51,6 +51,7 @@ class Page:
     error: str | None = None  # why the file cannot be read on
     in_colour: bool = False
     blank_fraction: float = 0.0  # how much of it is no tissue
+    membrane: float = 0.0  # how much of the tissue is membrane
     looks_inverted: bool = False
     thumbnails: tuple = ()  # of image and mask
     entries: Sequence[Entry] = ()  # what the viewer has of it; its cells have no number yet
@@ -183,7 +184,7 @@ def finish_page(page: Page, config: PredictionConfig) -> Page:
             cells = measure_cells(page.labels, page.probability)
             page.cells = {"page": np.full(len(cells["label"]), page.number + 1)} | cells
         page.mask = to_mask_bytes(page.mask)
-    image = page.image
+    image, page.membrane = page.image, membrane_fraction(page.mask, page.blank)
     if page.index in config.polarity_sample:
         middle = page.normalize(image[middle_region(image.shape)])
         page.looks_inverted = looks_inverted(middle, page.scale)
@@ -191,7 +192,7 @@ def finish_page(page: Page, config: PredictionConfig) -> Page:
         small = page.normalize(thin(image)), thin(page.mask)
         page.thumbnails = tuple(map(make_thumbnail, small))
     if page.index in config.viewer_pages:
-        page.entries = list(make_entries(page, predicted, done, config.probability))
+        page.entries = list(make_entries(page, predicted, done, config))
     page.map = page.map if config.probability else None
     page.image = page.normalize = page.segmentation = None
     page.blank_fraction = 0.0 if page.blank is None else float(page.blank.mean())

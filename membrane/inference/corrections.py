@@ -18,8 +18,8 @@ from membrane.inference.tiling import Region, full_region, intersect, relative_t
 from membrane.viewer.page import VIEW
 
 DECISIONS, PAINT = ("join", "separate", "leave"), ("membrane", "cell")
-MAX_BRUSH = 64  # px
-PLACE = re.compile(r" y(\d+) x(\d+)$")  # of a window, after the slice's name
+MAX_BRUSH, MAX_SIDE = 64, 2**16  # px, of a stroke; of what is corrected at once
+PLACE = re.compile(r"/y(\d{1,6}) x(\d{1,6})$", re.ASCII)  # of a window, after the slice's name
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Corrections:
         done, region = {}, region or full_region(shape)
         for key, operations in self.slices.items():
             own, window = split_name(key, shape)
-            if own == name:
+            if own == name and min(shape_of(window)) > 0:
                 part = intersect(window, region)
                 done[key] = [
                     _apply(one, mask, segmentation, window, region, part) for one in operations
@@ -70,16 +70,14 @@ class Corrections:
         return done
 
     def rename(self, names: dict[str, str]) -> "Corrections":
-        """Returns the corrections with other names of slices, those without one left out."""
+        """Returns the corrections with other names of slices."""
         pairs = ((PLACE.sub("", key), key) for key in self.slices)
-        return Corrections(
-            {names[own] + key[len(own) :]: self.slices[key] for own, key in pairs if own in names}
-        )
+        return Corrections({names[own] + key[len(own) :]: self.slices[key] for own, key in pairs})
 
 
 def place_name(region: Region) -> str:
     """Returns what comes after a slice's name in that of a window of it."""
-    return f" y{region[0].start} x{region[1].start}"
+    return f"/y{region[0].start} x{region[1].start}"
 
 
 def split_name(name: str, shape: tuple[int, int]) -> tuple[str, Region]:
@@ -122,7 +120,7 @@ def _apply(
         return operation
     seen = mask[relative_to(part, region)]
     offset = corner - [line.start for line in part]
-    if "points" in operation:
+    if kind in PAINT and "points" in operation:
         points = np.array(operation["points"])[:, ::-1] + offset
         draw(seen, points, operation["size"], kind == "cell")
     elif kind != "leave":
@@ -159,12 +157,14 @@ def draw(mask: np.ndarray, points: np.ndarray, size: int, value: bool) -> None:
         mask[low[0] : high[0], low[1] : high[1]][4 * off <= size * size * max(length, 1)] = value
 
 
-def read_corrections(path: Path | None, key: str) -> Corrections:
-    """Reads corrections that the page of a prediction of the same slices has saved.
+def read_corrections(path: Path | None, keys: dict[str, str]) -> Corrections:
+    """Reads corrections that the page of a prediction of some slices has saved.
+
+    Those of slices that are not here are left out, with a note.
 
     Args:
         path: of the file; None for no corrections.
-        key: of the slices, of `folders.slices_key`.
+        keys: of the slices that are here, `Source.key`, by their names in the viewer.
 
     Raises:
         UserError: the file is not there, is something else, or is of other slices.
@@ -172,20 +172,24 @@ def read_corrections(path: Path | None, key: str) -> Corrections:
     if path is None:
         return Corrections()
     try:
-        content = json.loads(path.read_text("utf-8"))
-        other, slices = content["prediction"], content["slices"]
+        content = json.loads(path.read_text("utf-8-sig"))
+        slices, known = content["slices"], content["keys"]
         for operations in slices.values():
             for operation in operations:
                 _check(operation)
+        here = {name: made for name, made in slices.items() if PLACE.sub("", name) in keys}
+        strange = [name for name in here if known[name] != keys[PLACE.sub("", name)]]
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; name what the page has saved") from None
-    except (ValueError, TypeError, LookupError, AttributeError):
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         raise UserError(f"{path}: not corrections as the page of a prediction saves them") from None
-    if other != key:
-        raise UserError(
-            f"{path}: corrections of other slices; give them to a prediction of the same files"
-        )
-    return Corrections(slices)
+    if strange or (slices and not here):
+        name = (strange or list(slices))[0]
+        raise UserError(f"{path}: corrections of other slices: {name} is not here, or has changed")
+    count, left_out = sum(map(len, here.values())), len(slices) - len(here)
+    others = f"; those on {left_out} more, which are not here, are left out" if left_out else ""
+    print(f"Corrections: {count} on {len(here)} slices or windows{others}")
+    return Corrections(here)
 
 
 def checksum(path: Path) -> str | None:
@@ -212,8 +216,10 @@ def _check(operation: dict) -> None:
 
 
 def _are_points(points: Sequence) -> bool:
-    return bool(points) and all(len(point) == 2 and _are_pixels(point) for point in points)
+    good = isinstance(points, list) and len(points) > 0
+    return good and all(len(one) == 2 and _are_pixels(one, MAX_SIDE) for one in points)
 
 
-def _are_pixels(pixels: Sequence) -> bool:
-    return all(type(number) is int and 0 <= number < 2**32 for number in pixels)
+def _are_pixels(pixels: Sequence, end: int = 2**32) -> bool:
+    good = isinstance(pixels, list)
+    return good and all(type(number) is int and 0 <= number < end for number in pixels)

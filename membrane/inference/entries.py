@@ -1,5 +1,6 @@
 """What the viewer lists: an entry for each slice, and one for each window of a large one."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +9,12 @@ import numpy as np
 
 from membrane.inference.corrections import place_name
 from membrane.inference.decisions import find_decisions
-from membrane.inference.masks import Segmentation
 from membrane.inference.tiling import Region, full_region
+from membrane.io.labels import INTERIOR
 from membrane.io.writers import atomic_write
 from membrane.viewer.page import (
     EDIT,
+    LABELS,
     VIEW,
     is_editable,
     make_edit,
@@ -30,14 +32,17 @@ class Entry:
     Args:
         about: what `write_page` says of it.
         files: the content of its files, by the end of their names.
+        later: the ends of the names of those that are written later.
     """
 
     about: dict
     files: dict[str, bytes]
+    later: tuple[str, ...] = ()
 
     def write(self, folder: Path) -> dict:
         """Writes the files; returns what the page says of it."""
-        about = self.about | {"kinds": [end for end in self.files if end != EDIT]}
+        pictures = [end for end in (*self.files, *self.later) if end != EDIT]
+        about = self.about | {"kinds": pictures}
         for end, content in self.files.items():
             with atomic_write(picture_path(folder, about["file"], end)) as part:
                 part.write_bytes(content)
@@ -48,7 +53,7 @@ class Entry:
 
 
 def make_entries(
-    page, predicted: np.ndarray | None, corrected: dict[str, list[dict]], probability: bool
+    page, predicted: np.ndarray | None, corrected: dict[str, list[dict]], config
 ) -> Iterator[Entry]:
     """Yields the entries of a predicted page.
 
@@ -58,31 +63,55 @@ def make_entries(
         page: a `Page` with its mask as written, its image grey, its map if predicted now.
         predicted: its mask before any correction, bool; None of one that was left there.
         corrected: the operations on its mask, of `Corrections.apply`.
-        probability: whether the map is shown.
+        config: the `PredictionConfig`.
     """
-    name, shape = page.source.short_name(page.number), page.mask.shape
-    save_as = page.source.mask_name(page.number)
-    windows = list(cut_windows(shape)) if not is_editable(shape) else [full_region(shape)]
-    known = {"step": 1 + len(windows)} if len(windows) > 1 else {}
-    if len(windows) > 1:
-        image = page.normalize(thin(page.image, VIEW))
-        files = make_views(image, page.mask, page.map if probability else None)
-        about = {"name": name, "file": f"{page.index:05d}", "membrane": _membrane(page.mask)}
-        yield Entry(about | known, files)
-    for region in windows:
-        place = place_name(region) if len(windows) > 1 else ""
+    shape, later = page.mask.shape, (LABELS,) if config.labels else ()
+    about = {
+        "name": page.source.short_name(page.number),
+        "file": page.source.picture_name(page.number),
+        "key": page.source.key,
+        "slice": page.index,
+        "size": list(shape),
+        "place": "",
+        "pixel_size": page.pixel_size and page.pixel_size[0],
+    }
+    save_as = page.source.mask_name(page.number).removesuffix(".png")
+    windows = {"": full_region(shape)}
+    if not is_editable(shape):
+        image, shown = page.normalize(thin(page.image, VIEW)), page.map
+        files = make_views(image, page.mask, shown if config.probability else None)
+        yield Entry(about | {"membrane": membrane_fraction(page.mask, page.blank)}, files, later)
+        windows, later = {place_name(region): region for region in cut_windows(shape)}, ()
+    for place, region in windows.items():
+        suffix, blank = re.sub("[/ ]", "-", place), page.blank
         image, mask = page.normalize(page.image[region]), page.mask[region]
+        own = about | {
+            "name": about["name"] + place,
+            "file": about["file"] + suffix,
+            "place": place,
+            "save_as": f"{save_as}{suffix}.png",
+            "membrane": membrane_fraction(mask, None if blank is None else blank[region]),
+        }
         shown = None if page.map is None else page.map[region]
-        files = make_views(image, mask, shown if probability else None)
-        file = f"{page.index:05d}{place.replace(' ', '-')}"
-        about = {"name": name + place, "file": file, "membrane": _membrane(mask)} | known
-        about["save_as"] = f"{save_as[:-4]}{place.replace(' ', '-')}.png"
+        files = make_views(image, mask, shown if config.probability else None)
         if predicted is not None:
-            decisions = _ask(page.segmentation, region)
-            done = corrected.get(name + place, [])
-            files |= make_edit(file, predicted[region], image, shown, decisions, done)
-            about |= _count({"decisions": decisions, "operations": done})
-        yield Entry(about, files)
+            found = find_decisions(page.segmentation, region)
+            decisions = [one.to_json(shape[1], region) for one in found]
+            done = corrected.get(own["name"], [])
+            files |= make_edit(own["file"], predicted[region], image, shown, decisions, done)
+            own |= _count({"decisions": decisions, "operations": done})
+        yield Entry(own, files, later)
+
+
+def membrane_fraction(mask: np.ndarray, blank: np.ndarray | None) -> float:
+    """Returns how much of the tissue is membrane.
+
+    Args:
+        mask: uint8 (height, width), 255 = interior.
+        blank: bool, likewise, True = no tissue, where the mask has no interior.
+    """
+    tissue = (1.0 if blank is None else 1 - float(blank.mean())) or 1.0
+    return 1 - float((mask == INTERIOR).mean()) / tissue
 
 
 def cut_windows(shape: tuple[int, int]) -> Iterator[Region]:
@@ -92,18 +121,7 @@ def cut_windows(shape: tuple[int, int]) -> Iterator[Region]:
             yield slice(top, min(top + VIEW, shape[0])), slice(left, min(left + VIEW, shape[1]))
 
 
-def _ask(segmentation: Segmentation, region: Region) -> list[dict]:
-    """Returns the closest decisions in a region, as the page has them."""
-    found = find_decisions(segmentation, region)
-    return [one.to_json(segmentation.segments.shape[1], region) for one in found]
-
-
 def _count(edit: dict) -> dict:
     """Returns what the page says of a slice that it corrects."""
     gains = [one["gain"] for one in edit["decisions"]]
     return {"editable": True, "gains": gains, "corrected": len(edit["operations"])}
-
-
-def _membrane(mask: np.ndarray) -> float:
-    """Returns how much of a mask is membrane."""
-    return float((mask == 0).mean())

@@ -15,14 +15,12 @@ from membrane.io.pixel_size import Size, read_pixel_size
 from membrane.io.readers import read_pages
 from membrane.io.writers import atomic_write, open_labels, open_table
 from membrane.viewer.page import (
-    EDIT,
     LABELS,
     MASK,
     NUMBERS,
     draw_labels,
     list_numbers,
     picture_path,
-    read_edit,
 )
 
 CELLS, OBJECTS = "cells.csv", "objects.csv"  # beside the labels
@@ -90,15 +88,13 @@ def _renumber(
     path = source.output(folder, "labels")
     shape = (source.pages, *next(_read(path)).shape)
     with open_labels(folder / "labels" / path.name, shape, largest, size) as write:
-        for number, (own, page) in enumerate(zip(numbers, _read(path), strict=True)):
+        masks = _read(source.output(folder, "mask"))
+        for number, (own, page, mask) in enumerate(zip(numbers, _read(path), masks, strict=True)):
             labels = own[page]
             write(labels)
-            file = f"{source.first + number:05d}"
+            file = source.picture_name(number)
             if picture_path(folder, file, MASK).exists():  # it is shown on the page
-                shown = {LABELS: draw_labels(labels)}
-                if (edit := picture_path(folder, file, EDIT)).exists():
-                    cells = read_edit(edit)["cells"]
-                    shown[NUMBERS] = list_numbers(file, labels, cells)
+                shown = {LABELS: draw_labels(labels), NUMBERS: list_numbers(file, labels, mask)}
                 for end, content in shown.items():
                     with atomic_write(picture_path(folder, file, end)) as part:
                         part.write_bytes(content)

@@ -1,12 +1,10 @@
 """What a prediction writes and prints: masks and what comes with them, page, notes, report."""
 
 import contextlib
-import json
 import math
 import shlex
 import shutil
 import sys
-import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -19,16 +17,14 @@ from membrane.errors import UnreadableError
 from membrane.inference.batch import MAX_TOGETHER, Page, PredictionConfig
 from membrane.inference.masks import MIN_CELL_AREA
 from membrane.inference.sources import FOLDERS
-from membrane.io.labels import INTERIOR
 from membrane.io.pixel_size import Size
 from membrane.io.readers import is_image
 from membrane.io.writers import open_labels, open_pages, open_table, write_json
-from membrane.viewer.page import LABELS, write_page
+from membrane.viewer.page import write_page
 from membrane.viewer.plots import draw_contact_sheet
 
 PAGE = "index.html"  # to look at them
 PLAUSIBLE_MEMBRANE = (0.05, 0.6)  # of a mask's pixels; beyond it the slice is probably unlike
-STATE = ("model_sha256", "threshold", "tta", "neighbours", "plain", "corrections")  # of masks
 LINE_SECONDS = 15  # between lines of progress where there is no terminal
 
 
@@ -64,16 +60,10 @@ def write_masks(
                             write(getattr(page, name))
                         if page.probability is not None:
                             submit(page.probability)
-                        membrane_and_blank = float((page.mask != INTERIOR).mean())
-                        tissue = (1 - page.blank_fraction) or 1.0
-                        found[page.name] = 1 - (1 - membrane_and_blank) / tissue
+                        found[page.name] = page.membrane
                         if page.thumbnails:
                             thumbnails.append((page.name, *page.thumbnails))
-                        for number, entry in enumerate(page.entries):
-                            seen.append(entry.write(folder))
-                            if number == 0:
-                                seen[-1]["membrane"] = found[page.name]
-                                seen[-1]["kinds"] += [LABELS] if config.labels else []
+                        seen += [entry.write(folder) for entry in page.entries]
                         inverted += [page.name] if page.looks_inverted else []
                         agreed += [] if page.agrees is None else [page.agrees]
                         for kind, text in _notes(page, config).items():
@@ -210,14 +200,13 @@ def show(folder: Path, sheet: list[tuple], shown: list[dict], total: int, metada
     """
     contact_sheet = folder / runs.METADATA_DIR / "contact_sheet.png"
     draw_contact_sheet(contact_sheet, *zip(*sheet, strict=True))
-    part = f"an even sample of {len(shown)} of {total} slices · " * (len(shown) < total)
+    count = len({one["slice"] for one in shown})
+    part = f"an even sample of {count} of {total} slices · " * (count < total)
     averaged = "8 flips averaged" if metadata["tta"] else "one pass"
     model = f"model {metadata['model']}, threshold {metadata['threshold']:g}"
     text = f"{part}{model}, {averaged} · made by"
-    made = json.dumps({key: metadata[key] for key in STATE}, sort_keys=True)
-    state = f"{zlib.crc32(made.encode()):08x}"
     command = shlex.join(["python", *sys.argv])
-    write_page(folder / PAGE, shown, text, command, metadata["slices_key"], state)
+    write_page(folder / PAGE, shown, text, command, metadata["id"], metadata["model"])
 
 
 def report(folder: Path, membrane: dict[str, float], failed: dict[str, str], seconds: float) -> int:

@@ -1,5 +1,8 @@
 """The files of slices that a command is given, and where what is made of them goes."""
 
+import contextlib
+import hashlib
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +18,7 @@ FOLDERS = {  # in that of the masks; labels as each slice numbers them by itself
     "map": "probability",
     "labels": f"{METADATA_DIR}/labels",
 }
+KEY_BYTES = 4096  # of a file's start and end, that tell it from others
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,21 @@ class Source:
         """Returns what the viewer calls it."""
         stem = Path(self.target).stem
         return stem if self.pages == 1 else f"{stem}[{number + 1}]"
+
+    def picture_name(self, number: int) -> str:
+        """Returns what the viewer's files of a page begin with, whatever other files there are."""
+        return f"{hashlib.sha256(os.fsencode(self.target)).hexdigest()[:10]}-{number:04d}"
+
+    @property
+    def key(self) -> str:
+        """Tells its slices from others of the same name: by its size, first and last bytes."""
+        states = b""
+        with contextlib.suppress(OSError), open(split_inner_path(self.file)[0], "rb") as file:
+            states = file.read(KEY_BYTES)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - KEY_BYTES))
+            states += file.read() + b"%d" % size
+        return hashlib.sha256(states).hexdigest()[:16]
 
     def mask_name(self, number: int) -> str:
         """Returns the name of a PNG of its mask alone."""
@@ -69,7 +88,21 @@ def find_sources(
             )
         sources.append(Source(file, target, pages, first))
         first += pages
+    names = {}
+    for source in sources:
+        for number in range(source.pages):
+            other = names.setdefault(source.short_name(number), source)
+            if other != source:
+                raise UserError(
+                    f"{source.file.name} has the name of a page of {other.file.name}; rename it"
+                )
     return sources, failed
+
+
+def list_keys(sources: Iterable[Source]) -> dict[str, str]:
+    """Returns the key of each slice, by its name in the viewer."""
+    keys = ((source, source.key) for source in sources)
+    return {one.short_name(page): key for one, key in keys for page in range(one.pages)}
 
 
 def list_files(paths: Sequence[Path]) -> list[Path]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 from skimage.measure import label as connected_components
 
 from membrane.io.normalization import to_bytes
@@ -21,6 +22,7 @@ VIEW = 2048  # px; a slice with twice this side or more is shown thinned, and no
 THUMB = 96  # px, of the slices in the strip
 LOSSLESS = 2**20  # px; larger slices are saved for training as JPEG shows them
 JPEG_QUALITY = 92
+SIDES = {"before": -1, "after": 1}
 MASK, LABELS = "mask.png", "labels.png"  # the ends of the names of two of a slice's pictures
 EDIT, NUMBERS = "edit.js", "objects.js"  # and of what its corrections and its cells' numbers need
 COLOURS = [0, 0, 0, *np.random.default_rng(0).integers(60, 256, 3 * 255).tolist()]  # of labels
@@ -77,11 +79,12 @@ def make_edit(
     """
     height, width = mask.shape
     seen = Image.fromarray(to_bytes(np.clip(image, 0, 1)))
-    kind = "PNG" if seen.width * seen.height <= LOSSLESS else "JPEG"
+    lossless = seen.width * seen.height <= LOSSLESS
+    options = {"compress_level": 1} if lossless else {"quality": JPEG_QUALITY}
     content = {
         "shape": [height, width],
         "mask": _data_url(Image.fromarray(mask), "PNG"),
-        "image": _data_url(seen, kind, quality=JPEG_QUALITY, compress_level=1),
+        "image": _data_url(seen, "PNG" if lossless else "JPEG", **options),
         "cells": _list_cells(mask, probability),
         "decisions": decisions,
         "operations": operations,
@@ -94,16 +97,19 @@ def read_edit(path: Path) -> dict:
     return json.loads(path.read_text("utf-8").partition(", ")[2][:-2])
 
 
-def list_numbers(file: str, labels: np.ndarray, cells: Sequence[Sequence]) -> bytes:
-    """Returns the content of a slice's `NUMBERS`: a pixel of each cell, and its number.
+def list_numbers(file: str, labels: np.ndarray, mask: np.ndarray) -> bytes:
+    """Returns the content of a slice's `NUMBERS`: the innermost pixel of each cell, and its number.
 
     Args:
         file: the start of the slice's pictures' names.
         labels: integers (height, width), 0 = on no cell.
-        cells: of the mask, as `make_edit` lists them.
+        mask: uint8 likewise, 255 = interior.
     """
-    rows = [[x, y, int(labels[y, x])] for x, y, *_ in cells if labels[y, x]]
-    return _call("loadObjects", file, rows)
+    inside = (labels > 0) & (mask > 0)
+    depth, numbers = ndimage.distance_transform_cdt(inside), np.unique(labels[inside])
+    places = ndimage.maximum_position(depth, labels, numbers) if numbers.size else []
+    pairs = zip(numbers.tolist(), places, strict=True)
+    return _call("loadObjects", file, [[int(x), int(y), number] for number, (y, x) in pairs])
 
 
 def _list_cells(mask: np.ndarray, probability: np.ndarray) -> list[list]:
@@ -113,9 +119,9 @@ def _list_cells(mask: np.ndarray, probability: np.ndarray) -> list[list]:
     found = cells[pixels]
     area = np.bincount(found)
     mean = np.bincount(found, probability.ravel()[pixels]) / np.maximum(area, 1) / 255
-    first = np.empty_like(area)
-    first[found] = pixels
-    rows = zip(*np.divmod(first, mask.shape[1])[::-1], area, mean.round(3), strict=True)
+    inside = np.empty_like(area)
+    inside[found] = pixels
+    rows = zip(*np.divmod(inside, mask.shape[1])[::-1], area, mean.round(3), strict=True)
     return [[int(x), int(y), int(px), float(p)] for x, y, px, p in list(rows)[1:]]
 
 
@@ -156,24 +162,42 @@ def picture_path(folder: Path, file: str, end: str) -> Path:
 
 
 def write_page(
-    path: Path, slices: Sequence[dict], about: str, command: str, key: str = "", state: str = ""
+    path: Path,
+    slices: Sequence[dict],
+    about: str,
+    command: str,
+    key: str = "",
+    model: str = "pretrained",
 ) -> None:
     """Writes the page that shows a prediction and corrects it.
 
     Args:
         path: of the page; the pictures lie in about/page beside it.
         slices: each by its name, its membrane fraction (membrane), the start of its pictures' names
-            (file), and the ends of these names (kinds); where it can be corrected (editable), also
-            by what each decision on it is worth (gains), how many corrections it has (corrected),
-            and the name of its mask (save_as). The same place in the next slice comes a number of
-            entries later (step; else 1).
+            (file), and the ends of these names (kinds). Where its neighbours are shown with it,
+            also by its number (slice), its (size), and, of a window, its (place). Where it can be
+            corrected (editable), also by what tells it from others of this name (key), what each
+            decision on it is worth (gains), how many corrections it has (corrected), the name of
+            its mask (save_as), and (pixel_size) in nm, None where that is not known.
         about: a line on the prediction.
         command: that made it.
-        key: of the slices, for corrections of them.
-        state: of the prediction, by which a browser knows what it has stored.
+        key: of the prediction, by which a browser knows what it has stored.
+        model: that made it, from which a training may start.
     """
-    data = {"slices": slices, "about": about, "command": command, "key": key, "state": state}
+    numbers = {_where(one, 0): number for number, one in enumerate(slices) if "slice" in one}
+    slices = [
+        one | {word: numbers.get(_where(one, side)) for word, side in SIDES.items()}
+        if "slice" in one
+        else one
+        for one in slices
+    ]
+    data = {"slices": slices, "about": about, "command": command, "key": key, "model": model}
     _write(path, _fill(load_template(), "data", data))
+
+
+def _where(one: dict, side: int) -> tuple:
+    """Returns where a slice of the page is, or the same place in the one before or after it."""
+    return one["slice"] + side, one.get("place"), *one.get("size", ())
 
 
 def add_scores(path: Path, scores: dict[str, dict[str, float]]) -> None:

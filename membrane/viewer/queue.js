@@ -115,9 +115,9 @@ function decide(kind) {
     say("No decision is shown: press n for the next.");
     return;
   }
-  const { at, sides, pixels } = current.decisions[asked], value = VALUES[kind];
-  const same = value === undefined || pixels.every((index) => current.now[index] === value);
-  const operation = same ? { kind: "leave", at, sides } : { kind, at, sides, pixels };
+  const { at, sides, pixels } = current.decisions[asked];
+  // also where it is so already: another model's mask may have it otherwise
+  const operation = kind === "leave" ? { kind, at, sides } : { kind, at, sides, pixels };
   const decision = asked;
   asked = null;
   change(() => addOperation(DATA.slices[shown].name, operation, decision));

@@ -18,7 +18,8 @@ async function openTarget(zipName) {
     const write = async (path, bytes) => zip.add(path, bytes);
     return { name: zipName, write, close: () => download(zipName, zip.close()) };
   }
-  const root = await window.showDirectoryPicker({ mode: "readwrite" });
+  const picked = await window.showDirectoryPicker({ mode: "readwrite" });
+  const root = await makeFolder(picked, zipName.replace(".zip", ""));
   const write = async (path, bytes) => {
     const names = path.split("/");
     let folder = root;
@@ -30,7 +31,19 @@ async function openTarget(zipName) {
     await stream.write(bytes);
     await stream.close();
   };
-  return { name: root.name, write, close: () => {} };
+  return { name: `${picked.name}/${root.name}`, write, close: () => {} };
+}
+
+// Makes a new folder in one that the user has picked, so that nothing is overwritten.
+async function makeFolder(picked, wanted) {
+  for (let n = 1; ; n++) {
+    const name = n > 1 ? `${wanted}-${n}` : wanted;
+    const known = await picked.getDirectoryHandle(name).catch((error) => {
+      if (error.name !== "NotFoundError" && error.name !== "TypeMismatchError") throw error;
+      return error.name === "NotFoundError" ? null : error;
+    });
+    if (!known) return picked.getDirectoryHandle(name, { create: true });
+  }
 }
 
 // Names of files for slices: without folders, ending in .png, each once.
@@ -103,7 +116,9 @@ async function saveTraining() {
     ["train/labels/", makeLabel(slice, operations)],
   ]);
   say(`${count(written, "slice")} saved in ${into}. As MINE, train on them by: ` +
-    `python train.py --data MINE --init pretrained${near ? ` --ignore ${UNKNOWN}` : ""}`);
+    `python train.py --data MINE --init ${DATA.model ?? "pretrained"}` +
+    `${slices[0].pixel_size ? ` --pixel-size ${slices[0].pixel_size}` : ""}` +
+    `${near ? ` --ignore ${UNKNOWN}` : ""}`);
 }
 
 // Takes the corrections of a file, in place of those that there are.

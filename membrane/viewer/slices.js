@@ -16,8 +16,8 @@ function picturePath(slice, kind) {
   return end && `about/page/${slice.file}-${end}`;
 }
 
-// The number of the same place in the next slice, or in the one before.
-const findBeside = (number, side) => number + side * (DATA.slices[number].step ?? 1);
+// The number of the same place in the slice after (1) or before (-1) one; -1 where it is not shown.
+const findBeside = (number, side) => DATA.slices[number][side > 0 ? "after" : "before"] ?? -1;
 
 // Runs one of the scripts; the promise is of what it calls with, or of null.
 function readScript(path) {

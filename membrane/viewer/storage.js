@@ -3,7 +3,7 @@
 
 const $ = (id) => document.getElementById(id);
 const DATA = JSON.parse($("data").textContent), SCORES = JSON.parse($("scores").textContent);
-const STORE = ["membrane", DATA.key, DATA.state].filter(Boolean).join("-");
+const STORE = `membrane-${DATA.key}`;
 const DECISIONS = ["join", "separate", "leave"];  // kinds of operations that decide about a border
 
 // log: {slice, operation, decision} in the order made, the decision by its number, if it is one;
@@ -135,17 +135,21 @@ function readCorrections(text) {
   if (!content?.slices || !slices.every(([, list]) => areAll(list, isOperation))) {
     throw new Error("not corrections as this page saves them; nothing was loaded");
   }
-  if (content.prediction !== DATA.key) {
-    throw new Error("corrections of other slices; nothing was loaded");
+  const editable = DATA.slices.filter((slice) => slice.editable);
+  const here = new Map(editable.map((slice) => [slice.name, slice]));
+  for (const [name] of slices) {
+    if (!here.has(name)) throw new Error(`no such slice here: ${name}; nothing was loaded`);
+    if (here.get(name).key !== content.keys?.[name]) {
+      throw new Error(`corrections of another slice ${name}; nothing was loaded`);
+    }
   }
-  const names = new Set(DATA.slices.filter((slice) => slice.editable).map((slice) => slice.name));
-  const strange = slices.filter(([name]) => !names.has(name)).map(([name]) => name);
-  if (strange.length) throw new Error(`no such slice here: ${strange[0]}; nothing was loaded`);
   return slices;
 }
 
 // Corrections as they are saved.
 function writeCorrections() {
-  const slices = [...ofSlice.keys()].map((name) => [name, operationsOn(name)]);
-  return JSON.stringify({ prediction: DATA.key, slices: Object.fromEntries(slices) });
+  const corrected = DATA.slices.filter(isCorrected);
+  const slices = corrected.map(({ name }) => [name, operationsOn(name)]);
+  const keys = corrected.map(({ name, key }) => [name, key]);
+  return JSON.stringify({ slices: Object.fromEntries(slices), keys: Object.fromEntries(keys) });
 }

@@ -46,7 +46,7 @@ function loadThumbnails(entries) {
 
 // Shows what is uncertain, corrected and chosen.
 function drawStrip() {
-  const gains = DATA.slices.map(openGain), most = Math.max(...gains, 1e-9);
+  const gains = DATA.slices.map(openGain), most = gains.reduce((a, b) => Math.max(a, b), 1e-9);
   DATA.slices.forEach((slice, number) => {
     const marks = (isCorrected(slice) ? "✎" : "") + (isChosen(slice) ? " T" : "");
     const told = items[number].querySelector(".corrected");

@@ -50,7 +50,7 @@ function chooseTool(wanted) {
 function canEdit() {
   if (current) return true;
   if (!DATA.slices[shown].editable || !DATA.key) {
-    say("This slice can only be looked at: it is too large, or its prediction was not finished.");
+    say("This slice can only be looked at: it is of a volume, thinned, or was not predicted here.");
   } else if (broken.has(shown)) {
     say("This slice can only be looked at: about/page is incomplete, or the browser hides pixels.");
   } else say("The mask of this slice is being read.");
@@ -140,6 +140,13 @@ function makeSplit(points) {
 function makeMerge(from, to) {
   const inCells = current.now[indexOf(from)] && current.now[indexOf(to)];
   const { owner } = growCells(current.now, [from], current);
+  const line = [];
+  eachOnStroke({ points: [from, to], size: MERGE_SIZE }, current, (index) => line.push(index));
+  const inside = line.filter((index) => current.now[index]);
+  if (inCells && countCells(inside, current.now, current) > 2) {
+    say("That line crosses a third cell: drag straight from one into the other.");
+    return null;
+  }
   if (inCells && !owner[indexOf(to)]) {
     say("Merged.");
     return { kind: "cell", size: MERGE_SIZE, points: [from, to] };

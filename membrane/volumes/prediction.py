@@ -15,8 +15,9 @@ from membrane.inference.batch import check_scaled
 from membrane.inference.corrections import Corrections, read_corrections
 from membrane.inference.entries import Entry
 from membrane.inference.predictor import Predictor
-from membrane.inference.sources import find_sources
+from membrane.inference.sources import find_sources, list_keys
 from membrane.io.pixel_size import find_scale
+from membrane.io.readers import is_zarr
 from membrane.viewer.page import make_views
 from membrane.viewer.plots import make_thumbnail
 from membrane.volumes import blocks, labels, pyramid, store
@@ -51,7 +52,6 @@ def predict_volume(
     scale = find_scale(size, record.get("pixel_size"))
     check_scaled(path, source.shape[1:], scale, args.max_pixels)
     source = dataclasses.replace(source, voxel=(source.voxel[0], *(size or (None, None))))
-    key = folders.slices_key(source.files)
     job = Job(
         flags=args,
         source=path.resolve(),
@@ -63,7 +63,7 @@ def predict_volume(
         scale=scale,
         block=choose_block(source.shape, scale),
         levels=pyramid.plan_levels(source.shape, source.voxel),
-        corrections=_read_corrections(args, source, key),
+        corrections=_read_corrections(args, source),
     )
     if args.labels and job.block[1:] != source.shape[1:]:
         raise UserError(
@@ -78,7 +78,6 @@ def predict_volume(
     metadata |= {"shape": list(source.shape), "block": list(job.block)}
     folder = folders.claim_output(args.output, args.input, metadata, source.files)
     print(f"Device: {args.scheduler or device}\nMasks: {runs.display_path(folder)}", flush=True)
-    metadata["slices_key"] = key
     if scale != (1.0, 1.0):
         print(f"Note: {outputs.describe_scale(path.name, size, record['pixel_size'])}")
     job = dataclasses.replace(job, masks=folder.resolve() / job.masks)
@@ -110,14 +109,16 @@ def predict_volume(
     return outputs.report(folder, membrane, failed, seconds)
 
 
-def _read_corrections(args, source: store.Volume, key: str) -> Corrections:
+def _read_corrections(args, source: store.Volume) -> Corrections:
     """Reads corrections of the slices of a folder or stack, and calls these as a volume does."""
-    found = read_corrections(args.corrections, key)
-    if not found.slices:
-        return found
+    if not args.corrections:
+        return Corrections()
+    if is_zarr(args.input[0]):
+        raise UserError("--corrections: are of folders and stacks, also with --zarr, not of a Zarr")
     usable, _ = find_sources(source.files, args.max_pixels, args.channel)
-    names = [one.short_name(page) for one in usable for page in range(one.pages)]
-    return found.rename({name: f"z {z}" for z, name in enumerate(names)})
+    keys = list_keys(usable)
+    found = read_corrections(args.corrections, keys)
+    return found.rename({name: f"z {z}" for z, name in enumerate(keys)})
 
 
 def _draw(job: Job, source: store.Volume, membrane: dict[str, float], metadata: dict) -> None:
@@ -126,7 +127,7 @@ def _draw(job: Job, source: store.Volume, membrane: dict[str, float], metadata: 
     for z in outputs.choose_evenly(source.shape[0], SHEET_SLICES):
         image, mask = blocks.show(job, source, z)
         name = f"z {z}"
-        about = {"name": name, "file": f"{z:05d}", "membrane": membrane[name]}
+        about = {"name": name, "file": f"{z:05d}", "membrane": membrane[name], "slice": z}
         sheet.append((name, make_thumbnail(image), make_thumbnail(mask)))
         shown.append(Entry(about, make_views(image, mask)).write(folder))
     outputs.show(folder, sheet, shown, len(membrane), metadata)

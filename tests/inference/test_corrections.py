@@ -11,11 +11,12 @@ from PIL import Image
 from skimage.measure import label as connected_components
 from test_neighbours import make_series
 
-from membrane import folders, synthetic
-from membrane.inference import masks
+from membrane import synthetic
+from membrane.inference import masks, sources
 from membrane.inference.corrections import Corrections, draw
 from membrane.inference.decisions import find_decisions
 from membrane.inference.masks import segment
+from membrane.inference.sources import Source
 from membrane.viewer.page import EDIT, picture_path, read_edit
 
 SIDES = (150, 170)
@@ -71,7 +72,8 @@ def read(folder):
 
 
 def read_page(folder):
-    return [read_edit(picture_path(folder, f"{number:05d}", EDIT)) for number in range(3)]
+    names = (Source(None, f"{name}.png", 1, 0).picture_name(0) for name in "abc")
+    return [read_edit(picture_path(folder, name, EDIT)) for name in names]
 
 
 def decide(asked):
@@ -107,10 +109,10 @@ def to_json(decision):
     return decision.to_json(230, (slice(0, 210), slice(0, 230)))
 
 
-def write(series, folder, slices, others=None):
-    files = sorted((series / "slices").iterdir())
-    content = {"prediction": folders.slices_key(files), "slices": slices} | (others or {})
-    (folder / "corrections.json").write_text(json.dumps(content))
+def write(series, folder, slices):
+    listed = sources.find_sources(sorted((series / "slices").iterdir()), 10**6)[0]
+    content = {"slices": slices, "keys": sources.list_keys(listed)}
+    (folder / "corrections.json").write_text("\ufeff" + json.dumps(content))
     return folder / "corrections.json"
 
 
@@ -151,18 +153,24 @@ def test_decisions_hold_at_another_threshold(series, corrections, tmp_path):
             assert (cells[y, x] == cells[v, u]) == (one["kind"] == "join")
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"prediction": "0123456789abcdef"}, "of other slices"),
-    ({"slices": {"a": [{"kind": "melt", "pixels": [1]}]}}, "not corrections"),
-    ({"slices": {"a": [{"kind": "cell", "size": 99, "points": [[1, 1]]}]}}, "not corrections"),
-    ({"slices": {"a": [{"kind": "cell", "size": 3, "points": []}]}}, "not corrections"),
-    ({"slices": {"a": [{"kind": "join", "at": [1, 1], "sides": [[1, 1]], "pixels": [1]}]}},
-     "not corrections"),
-    ({"slices": {"a": [{"kind": "cell", "pixels": [-1]}]}}, "not corrections"),
-    ({"slices": [1]}, "not corrections"),
+LINE = {"kind": "cell", "size": 3, "points": [[1, 1]]}
+LEAVE = {"kind": "leave", "at": [1, 1], "sides": [[1, 1], [2, 2]], "points": []}
+
+
+@pytest.mark.parametrize("slices, words", [
+    ({"d": [LINE]}, "d is not here, or has changed"),
+    ({"a": [{"kind": "melt", "pixels": [1]}]}, "not corrections"),
+    ({"a": [LINE | {"size": 99}]}, "not corrections"),
+    ({"a": [LINE | {"points": []}]}, "not corrections"),
+    ({"a": [LINE | {"points": [[0, 0], [2**32, 1]]}]}, "not corrections"),
+    ({"a": [{"kind": "join", "at": [1, 1], "sides": [[1, 1]], "pixels": [1]}]}, "not corrections"),
+    ({"a": [{"kind": "cell", "pixels": [-1]}]}, "not corrections"),
+    ({"a": [{"kind": "cell", "pixels": ""}]}, "not corrections"),
+    ({"a": [{"kind": "cell", "pixels": {}}]}, "not corrections"),
+    ([1], "not corrections"),
 ])  # fmt: skip
-def test_what_is_no_correction_of_these_slices_is_refused(series, tmp_path, capsys, change, words):
-    path = write(series, tmp_path, {}, change)
+def test_what_is_no_correction_of_these_slices_is_refused(series, tmp_path, capsys, slices, words):
+    path = write(series, tmp_path, slices)
     for more in ((), ("--zarr",)):
         flags = ("--corrections", path, *more)
         assert predict(series / "slices", tmp_path / "masks", *flags) == 2
@@ -170,16 +178,31 @@ def test_what_is_no_correction_of_these_slices_is_refused(series, tmp_path, caps
         assert not (tmp_path / "masks").exists()
 
 
-def test_slices_are_known_wherever_they_lie(series, tmp_path):
-    files = sorted((series / "slices").iterdir())
-    copies = [tmp_path / file.name for file in files]
-    for file, copy in zip(files, copies, strict=True):
-        copy.write_bytes(file.read_bytes())
-    assert folders.slices_key(copies) == folders.slices_key(files)
-    content = bytearray(copies[1].read_bytes())
-    content[-20] ^= 1
-    copies[1].write_bytes(content)
-    assert folders.slices_key(copies) != folders.slices_key(files)
+def test_a_slice_that_has_changed_is_refused_and_one_that_is_gone_is_left_out(
+    series, corrections, tmp_path, capsys
+):
+    path, _, _ = corrections
+    (tmp_path / "slices").mkdir()
+    for name in "ac":
+        content = (series / "slices" / f"{name}.png").read_bytes()
+        (tmp_path / "slices" / f"{name}.png").write_bytes(content)
+    made = json.loads(path.read_text("utf-8-sig"))
+    made["slices"] |= {"b": [LINE], "c": [LEAVE]}
+    path.write_text(json.dumps(made))
+    flags = ("--no-neighbours", "--corrections", path)
+    assert predict(tmp_path / "slices", tmp_path / "masks", *flags) == 0
+    said = "Corrections: 10 on 2 slices or windows; those on 1 more, which are not here"
+    assert said in capsys.readouterr().out
+    (tmp_path / "slices/c.png").write_bytes(content[:-1] + b"x")
+    assert predict(tmp_path / "slices", tmp_path / "more", *flags) == 2
+    check_refusal(capsys, "c is not here, or has changed")
+
+
+def test_a_zarr_has_no_corrections(corrections, tmp_path, capsys):
+    zarr.create_array(str(tmp_path / "v.zarr"), data=np.zeros((2, 40, 40), np.uint8))
+    flags = ("--corrections", corrections[0])
+    assert predict(tmp_path / "v.zarr", tmp_path / "masks", *flags) == 2
+    check_refusal(capsys, "--corrections: are of folders and stacks")
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ import re
 
 import numpy as np
 import pytest
-from conftest import PRETRAINED, run_predict
+from conftest import PRETRAINED, check_refusal, run_predict
 from PIL import Image
 
-from membrane import folders, synthetic
+from membrane import synthetic
 from membrane.inference import corrections, entries, masks
 from membrane.viewer import page
 
@@ -51,10 +51,12 @@ def read(folder, name):
 
 def test_a_large_slice_is_corrected_in_windows(large):
     listed = read_page(large / "masks")["slices"]
-    assert len(listed) == 20 and {one["step"] for one in listed} == {10}
-    assert [one["name"] for one in listed[:3]] == ["a", "a y0 x0", "a y0 x128"]
+    assert len(listed) == 20
+    assert [one["before"] for one in listed] == [None] * 10 + [*range(10)]
+    assert [one["after"] for one in listed] == [*range(10, 20)] + [None] * 10
+    assert [one["name"] for one in listed[:3]] == ["a", "a/y0 x0", "a/y0 x128"]
     assert "editable" not in listed[0] and "save_as" not in listed[0]
-    assert listed[9]["name"] == "a y256 x256" and listed[9]["save_as"] == "a-y256-x256.png"
+    assert listed[9]["name"] == "a/y256 x256" and listed[9]["save_as"] == "a-y256-x256.png"
     expected, made, count = read(large / "masks", "a").copy(), {}, 0
     for entry in listed[1:10]:
         edit = read_edit(large / "masks", entry)
@@ -74,15 +76,15 @@ def test_a_large_slice_is_corrected_in_windows(large):
             y, x = np.divmod(one["pixels"], window.shape[1])
             window[y, x] = 255 * (one["kind"] == "join")
     assert count > 12
-    key = folders.slices_key(sorted((large / "slices").iterdir()))
-    (large / "made.json").write_text(json.dumps({"prediction": key, "slices": made}))
+    keys = {one["name"]: one["key"] for one in listed}
+    (large / "made.json").write_text(json.dumps({"slices": made, "keys": keys}))
     assert predict(large, large / "corrected", "--corrections", large / "made.json") == 0
     assert np.array_equal(read(large / "corrected", "a"), expected)
     assert np.array_equal(read(large / "corrected", "b"), read(large / "masks", "b"))
     after = read_page(large / "corrected")["slices"]
-    assert [one.get("corrected") for one in after[:2]] == [None, len(made["a y0 x0"])]
+    assert [one.get("corrected") for one in after[:2]] == [None, len(made["a/y0 x0"])]
     edit = read_edit(large / "corrected", after[1])
-    assert edit["operations"] == made["a y0 x0"]
+    assert edit["operations"] == made["a/y0 x0"]
     assert edit["mask"] == read_edit(large / "masks", listed[1])["mask"]
 
 
@@ -99,3 +101,33 @@ def test_what_an_interrupted_prediction_has_left_can_be_corrected(large):
     (large / "masks/b.png").unlink()
     assert predict(large, large / "masks") == 0
     assert read_page(large / "masks")["slices"] == listed
+
+
+def test_a_file_that_is_mended_takes_nothing_from_the_others(tmp_path):
+    (tmp_path / "slices").mkdir()
+    for seed, name in enumerate("abc"):
+        image = synthetic.make_slice(60 + 10 * seed, 70, seed)[0]
+        Image.fromarray(image).save(tmp_path / "slices" / f"{name}.png")
+    good = (tmp_path / "slices/a.png").read_bytes()
+    (tmp_path / "slices/a.png").write_bytes(b"none")
+    flags = ("--labels", "--no-neighbours")
+    assert predict(tmp_path, tmp_path / "masks", *flags) == 1
+    key = read_page(tmp_path / "masks")["key"]
+    (tmp_path / "slices/a.png").write_bytes(good)
+    assert predict(tmp_path, tmp_path / "masks", *flags) == 0
+    assert read_page(tmp_path / "masks")["key"] == key  # what the browser has stored stays
+    listed = read_page(tmp_path / "masks")["slices"]
+    assert [one["name"] for one in listed] == ["a", "b", "c"]
+    for number, one in enumerate(listed):
+        assert read_edit(tmp_path / "masks", one)["shape"] == [60 + 10 * number, 70]
+        assert one["before"] is None and one["after"] is None  # of other sizes
+
+
+def test_names_that_would_be_mixed_up_are_refused(tmp_path, capsys):
+    (tmp_path / "slices").mkdir()
+    image = synthetic.make_slice(40, 40, 0)[0]
+    Image.fromarray(image).save(tmp_path / "slices/a[1].png")
+    first, second = Image.fromarray(image), Image.fromarray(image)
+    first.save(tmp_path / "slices/a.tif", save_all=True, append_images=[second])
+    assert predict(tmp_path, tmp_path / "masks") == 2
+    check_refusal(capsys, "the name of a page of a.tif; rename it")

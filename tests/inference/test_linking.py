@@ -11,7 +11,8 @@ from skimage.measure import label as connected_components
 
 from membrane import synthetic
 from membrane.inference.linking import Linker
-from membrane.viewer.page import EDIT, NUMBERS, picture_path, read_edit
+from membrane.inference.sources import find_sources
+from membrane.viewer.page import LABELS, NUMBERS, picture_path, read_edit
 
 
 def link(slices):
@@ -144,15 +145,13 @@ def test_labels_and_tables_follow_a_cell_through_the_series(tmp_path, form):
         perimeter = float(row["perimeter_px"]) * 5e-3
         assert float(row["perimeter_um"]) == pytest.approx(perimeter, abs=1e-6) and perimeter > 0
     assert not (tmp_path / "out/about/labels").exists()
-    colours = [
-        np.asarray(Image.open(tmp_path / f"out/about/page/{z:05d}-labels.png")) for z in (0, 3)
-    ]
-    assert np.array_equal(colours[0], np.where(labels[0], labels[0] % 255 + 1, 0))
-    assert np.array_equal(colours[1], np.where(labels[3], labels[3] % 255 + 1, 0))
-    numbers = read_edit(picture_path(tmp_path / "out", "00003", NUMBERS))
+    sources, _ = find_sources([source] if form == "stack" else sorted(source.iterdir()), 10**6)
+    shown = [one.picture_name(page) for one in sources for page in range(one.pages)]
+    for z in (0, 3):
+        colours = np.asarray(Image.open(picture_path(tmp_path / "out", shown[z], LABELS)))
+        assert np.array_equal(colours, np.where(labels[z], labels[z] % 255 + 1, 0))
+    numbers = read_edit(picture_path(tmp_path / "out", shown[3], NUMBERS))
     assert {n for _, _, n in numbers} == set(np.unique(labels[3])) - {0}
-    assert all(labels[3, y, x] == n for x, y, n in numbers)
-    listed = [
-        cell[:2] for cell in read_edit(picture_path(tmp_path / "out", "00003", EDIT))["cells"]
-    ]
-    assert all(number[:2] in listed for number in numbers)
+    masks = tifffile.imread(tmp_path / "out/s.tif")[3] if form == "stack" else None
+    mask = np.asarray(Image.open(tmp_path / "out/3.png")) if masks is None else masks
+    assert all(labels[3, y, x] == n and mask[y, x] for x, y, n in numbers)

@@ -16,7 +16,7 @@ from membrane.inference.corrections import Corrections
 from membrane.viewer import page
 
 HEIGHT, WIDTH = 200, 240
-KEY = "0123456789abcdef"
+KEY, SLICE_KEY = "0123456789abcdef", "fedcba9876543210"
 NAMES = ("<script>alert(1)</script>", '../"quo\'ted"/\\', "c")  # of slices
 FILES = ("<script>alert(1)<_script>.png", '.._"quo\'ted"__.png', "c.png")
 
@@ -50,7 +50,12 @@ FOLDER = """
 window.written = {};
 const make = (path) => ({
   name: "picked",
-  getDirectoryHandle: async (name) => make(`${path}${name}/`),
+  getDirectoryHandle: async (name, {create = false} = {}) => {
+    const error = (kind) => Object.assign(new Error(), {name: kind});
+    if (path + name === "training-2") throw error("TypeMismatchError");  // a file of this name
+    if (!create && path + name !== "training") throw error("NotFoundError");
+    return make(`${path}${name}/`);
+  },
   getFileHandle: async (name) => ({createWritable: async () => ({
     write: async (bytes) => { written[path + name] = [...bytes]; }, close: async () => {},
   })}),
@@ -88,6 +93,7 @@ def write_slice(folder, number, name, decisions, image=None, mask=None, **more):
     page.picture_path(folder, f"{number:05d}", "objects.js").write_text(script)
     gains = [one["gain"] for one in decisions]
     about = {"name": name, "membrane": 0.2, "file": f"{number:05d}", "editable": True}
+    about |= {"key": SLICE_KEY, "slice": number, "size": list(mask.shape), "pixel_size": 6}
     return about | {"kinds": [*views, "labels.png"], "save_as": f"{name}.png", "gains": gains}
 
 
@@ -280,7 +286,7 @@ def test_what_is_decided_by_keys_and_painted_is_kept_saved_and_loaded(editor, tm
     editor.decide("j", "3 of 4: joined now")  # as it is
     editor.wait(lambda: editor.text("status").startswith("decision 4"))
     assert editor.operations(NAMES[1]) == [plain(CUT, "separate")]
-    assert editor.operations(NAMES[2]) == [plain(CUT, "leave")]
+    assert editor.operations(NAMES[2]) == [plain(CUT, "join")]
 
     editor.press(Keys.ESCAPE, "0", "2", "]", "]", "]")  # the first slice, brush of 8 px
     editor.wait_for_mask()
@@ -330,7 +336,8 @@ def test_what_is_decided_by_keys_and_painted_is_kept_saved_and_loaded(editor, tm
     assert editor.text("unsaved") == ""
     content = editor.save("save-corrections", "corrections.json")
     found = json.loads(content)
-    assert found == {"prediction": KEY, "slices": dict(zip(NAMES, done, strict=True))}
+    slices = dict(zip(NAMES, done, strict=True))
+    assert found == {"slices": slices, "keys": dict.fromkeys(NAMES, SLICE_KEY)}
 
     editor.close()
     editor.browser.execute_script("localStorage.clear()")
@@ -399,10 +406,10 @@ def test_masks_are_written_into_a_folder_where_the_browser_can(editor):
     editor.browser.execute_script(FOLDER)
     editor.press_control("s")
     editor.find("save-training").click()
-    editor.wait(lambda: editor.text("told").startswith("1 slice saved in picked."))
-    written = editor.ask("written")
-    assert sorted(written) == [f"train/imgs/{FILES[1]}", f"train/labels/{FILES[1]}"]
-    label = Image.open(io.BytesIO(bytes(written[f"train/labels/{FILES[1]}"])))
+    editor.wait(lambda: editor.text("told").startswith("1 slice saved in picked/picked."))
+    written, place = editor.ask("written"), "training-3/train"  # nothing is overwritten
+    assert sorted(written) == [f"{place}/imgs/{FILES[1]}", f"{place}/labels/{FILES[1]}"]
+    label = Image.open(io.BytesIO(bytes(written[f"{place}/labels/{FILES[1]}"])))
     expected = correct(make_mask(), editor.operations(NAMES[1]))
     np.testing.assert_array_equal(np.asarray(label), expected)
 
@@ -435,9 +442,11 @@ def test_strange_names_are_text_and_corrections_of_other_slices_are_refused(edit
     editor.press("n")
     editor.decide("s", "1 of 4")
     editor.press_control("s")
-    good = {"prediction": KEY, "slices": {NAMES[0]: [plain(GAP, "join")]}}
+    keys = {NAMES[0]: SLICE_KEY, "c": SLICE_KEY}
+    good = {"slices": {NAMES[0]: [plain(GAP, "join")]}, "keys": keys}
     for wrong, words in (
-        (good | {"prediction": "0" * 16}, "corrections of other slices"),
+        (good | {"keys": {NAMES[0]: "0" * 16}}, "corrections of another slice <script>"),
+        (good | {"keys": {}}, "corrections of another slice <script>"),
         (good | {"slices": {"d": [plain(GAP, "join")]}}, "no such slice here: d"),
         (good | {"slices": {"c": [{"kind": "cell", "size": 65, "points": [[1, 1]]}]}}, "not corr"),
         ([], "not corrections"),
@@ -469,7 +478,8 @@ def test_a_training_set_has_slices_and_labels_unknown_far_from_corrections(edito
     assert sorted(pictures) == sorted(
         f"train/{part}/{name}" for name in names for part in ("imgs", "labels")
     )
-    command = "python train.py --data MINE --init pretrained" + " --ignore 128" * near
+    command = "python train.py --data MINE --init pretrained --pixel-size 6"
+    command += " --ignore 128" * near
     assert editor.text("told").endswith(command)
     for number, name in enumerate(names):
         operations = editor.operations(NAMES[number]) if number < 2 else []
