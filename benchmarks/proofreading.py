@@ -156,7 +156,13 @@ def read_mask(page: dict) -> np.ndarray:
 def draw_tables() -> dict[str, str]:
     """Returns the table by its name."""
     rows = json.loads(RESULT.read_text(encoding="utf-8"))
-    header = "masks", "decisions a slice", "in the page's order", "changed", "at random"
+    header = (
+        "masks",
+        "decisions a slice",
+        "in the page's order",
+        "changed",
+        "the same 20 in random order",
+    )
     lines = []
     for row in rows:
         if row["order"] == "worth":

@@ -4,7 +4,7 @@ python benchmarks/transfer.py shifts    held-out slices altered: exposure, blur,
 python benchmarks/transfer.py own-data  a few slices of another kind, with --init and without
 python benchmarks/transfer.py corrected the same, their labels being masks with some decisions
 
-Both go on where they were interrupted; `shifts` uses the networks of quality.py.
+The last two go on where they were interrupted; `shifts` uses the networks of quality.py.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The closest decisions of a slice: where two cells were nearly one, or one nearly two.
+"""The closest decisions of a slice: where two cells were nearly joined, or one nearly split.
 
 Guided proofreading (Plaza et al. 2012, Haehn et al. 2018): nearly all errors of a mask are whole
 borders, and the agglomeration knows how close it was to deciding each the other way. Measured in
@@ -30,7 +30,7 @@ class Decision:
     """Whether two sides of a border are one cell.
 
     Args:
-        border: its number in its window, or that of one of several.
+        border: its number among its window's; of several between two cells, one of them.
         joined: whether they are one in the mask.
         odds: mean log-odds of "interior" along the border, less the threshold's.
         length: of the border, px.
