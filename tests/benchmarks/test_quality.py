@@ -7,6 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+import proofreading
 import quality
 import result_tables
 import speed
@@ -122,7 +123,7 @@ def test_a_shipped_run_has_the_cross_validated_thresholds_and_no_path(tmp_path, 
 
 def test_every_marked_table_is_what_the_rows_say():
     tables = quality.draw_tables(result_tables.read_rows(quality.ROWS))
-    tables |= transfer.draw_tables() | speed.draw_tables()
+    tables |= transfer.draw_tables() | speed.draw_tables() | proofreading.draw_tables()
     found = set()
     for path in result_tables.list_documents():
         text = path.read_text(encoding="utf-8")
