@@ -227,8 +227,8 @@ def draw_tables() -> dict[str, str]:
         for row in read_rows(CORRECTED)
     ]
     what = "decisions on each of 5 slices", "their masks", "--init"
-    return {
-        "corrected": draw_table((*what, *SCORE_NAMES), corrected),
+    tables = {"corrected": draw_table((*what, *SCORE_NAMES), corrected)} if corrected else {}
+    return tables | {
         "own data": draw_table(("labelled slices", "training", *SCORE_NAMES), own),
         "shifts": draw_table(("slices altered by", *SCORE_NAMES[:2]), lines),
     }
