@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import quality
-from proofreading import proofread
+from proofreading import COUNTS, proofread
 from quality import DEFAULT, SCORE_NAMES, SCORES
 from result_tables import HERE, append_row, draw_table, read_rows, write_tables
 from scipy import ndimage
@@ -31,7 +31,7 @@ from membrane.io.normalization import normalize, resize
 from membrane.io.writers import write_json
 
 SHIFTS, OWN = HERE / "shifts.json", HERE / "own_data.jsonl"
-CORRECTED, DECISIONS = HERE / "corrected.jsonl", (0, 5, 10, 20)  # a slice
+CORRECTED = HERE / "corrected.jsonl"
 OWN_SCRATCH = quality.SCRATCH / "own"
 INIT, NOTHING = "--init", "from nothing"
 OWN_JOBS = [(0, INIT), *((count, start) for count in (1, 2, 5) for start in (INIT, NOTHING))]
@@ -52,7 +52,7 @@ def measure(args: argparse.Namespace) -> int:
         write_json(SHIFTS, score_shifts(slices, read_rows(quality.ROWS)))
     elif args.what == "corrected":
         done = [row["decisions"] for row in read_rows(CORRECTED)]
-        for count in DECISIONS:
+        for count in COUNTS:
             if count not in done:
                 append_row(CORRECTED, score_corrected(slices, count))
     else:

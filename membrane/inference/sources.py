@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from membrane.errors import UnreadableError, UserError
@@ -48,7 +49,7 @@ class Source:
         """Returns what the viewer's files of a page begin with, whatever other files there are."""
         return f"{hashlib.sha256(os.fsencode(self.target)).hexdigest()[:10]}-{number:04d}"
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Tells its slices from others of the same name: by its size, first and last bytes."""
         states = b""

@@ -126,9 +126,8 @@ def _list_cells(mask: np.ndarray, probability: np.ndarray) -> list[list]:
 
 
 def _data_url(picture: Image.Image, kind: str, **options) -> str:
-    with io.BytesIO() as file:
-        picture.save(file, kind, **options)
-        return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+    content = base64.b64encode(_save(picture, kind, **options)).decode()
+    return f"data:image/{kind.lower()};base64,{content}"
 
 
 def _call(function: str, file: str, content) -> bytes:
@@ -151,8 +150,12 @@ def draw_labels(labels: np.ndarray) -> bytes:
 def _encode(name: str, picture: Image.Image) -> bytes:
     """Returns a picture as a file of this name has it; 0 is clear in a PNG."""
     clear = {"transparency": 0, "compress_type": zlib.Z_RLE} if name.endswith("png") else {}
+    return _save(picture, "PNG" if clear else "JPEG", **clear)
+
+
+def _save(picture: Image.Image, kind: str, **options) -> bytes:
     with io.BytesIO() as file:
-        picture.save(file, "PNG" if clear else "JPEG", **clear)
+        picture.save(file, kind, **options)
         return file.getvalue()
 
 
