@@ -16,9 +16,9 @@ import tensorflow as tf
 
 from membrane.errors import UserError, first_line
 from membrane.io.kaggle_cache import cached_version, guarded_download, invalidate_cache_on_error
-from membrane.io.labels import check_label_contrast, pair_names, read_label, strip_suffix
+from membrane.io.labels import check_label_contrast, pair_names, read_label, split_suffixed
 from membrane.io.normalization import normalize
-from membrane.io.pixel_size import find_scale, read_pixel_size
+from membrane.io.pixel_size import read_square_pixel_size
 from membrane.io.readers import is_image, list_images, read_named
 from membrane.synthetic import SYNTHETIC_MARKER, write_data_set
 from membrane.training.augmentation import UNKNOWN, load_slices, make_tile
@@ -56,13 +56,7 @@ class DataSet:
         if self.source == "kaggle":
             return PIXEL_SIZE
         file = list_images(self.images)[0] if self.images.is_dir() else self.images
-        down, across = read_pixel_size(file) or (None, None)
-        if down and find_scale((down, across), across) != (1.0, 1.0):
-            raise UserError(
-                f"{file}: pixels of {down:g}x{across:g} nm (y, x); to train, resample the slices "
-                "to square ones, or say --pixel-size if the file is wrong"
-            )
-        return across
+        return read_square_pixel_size(file)
 
     @property
     def is_synthetic(self) -> bool:
@@ -142,7 +136,7 @@ def detect_layout(root: Path, source: str, fresh: bool = False) -> DataSet:
     for folder in (root, root / "unmodified-data", *below):
         for images, labels, test in LAYOUTS:
             exist = (folder / images).exists() and (folder / labels).exists()
-            if exist and (images != labels or has_suffixed_labels(folder)):
+            if exist and (images != labels or has_labelled_slices(folder)):
                 found = folder / test if (folder / test).exists() else None
                 return DataSet(source, folder, folder / images, folder / labels, found, fresh)
     known = "; ".join(f"{images} + {labels}" for images, labels, _ in LAYOUTS[:-1])
@@ -151,10 +145,10 @@ def detect_layout(root: Path, source: str, fresh: bool = False) -> DataSet:
     )
 
 
-def has_suffixed_labels(folder: Path) -> bool:
+def has_labelled_slices(folder: Path) -> bool:
     """Tells whether a folder holds slices and, beside them, labels of their names and a suffix."""
-    names = {path.stem for path in folder.iterdir() if is_image(path.name)}
-    return any(strip_suffix(name) != name and strip_suffix(name) in names for name in names)
+    names = {path.stem: None for path in folder.iterdir() if is_image(path.name)}
+    return any(pair_names(*split_suffixed(names)).values())
 
 
 def load_pairs(data_set: DataSet, ignore: int | None = None) -> Pairs:
@@ -171,8 +165,7 @@ def load_pairs(data_set: DataSet, ignore: int | None = None) -> Pairs:
     with invalidate_cache_on_error(HANDLE, data_set.fresh, BY_HAND):
         images, labels = (dict(read_named(path)) for path in (data_set.images, data_set.labels))
         if data_set.images == data_set.labels:  # 1.png and 1_mask.png in one folder
-            images = {name: one for name, one in images.items() if strip_suffix(name) == name}
-            labels = {name: one for name, one in labels.items() if strip_suffix(name) != name}
+            images, labels = split_suffixed(images)
         if len(images) != len(labels):
             raise UserError(
                 f"{data_set.images} has {len(images)} slices and {data_set.labels} has "

@@ -20,6 +20,10 @@ from membrane import cli
 
 THUMBNAIL_PAGES, VIEWER_PAGES = 30, 1000  # at most, evenly chosen: contact sheet, index.html
 POLARITY_SAMPLE = 5  # slices that are tested for bright membranes
+RECORDED = (  # flags that masks depend on, or what is written beside them
+    *("threshold", "plain", "neighbours", "tta", "pixel_size", "channel", "invert"),
+    *("probability", "labels"),
+)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -101,26 +105,15 @@ def predict(args: argparse.Namespace) -> int:
     workers = cli.share_cores()
     from membrane import runs
     from membrane.errors import UserError
-    from membrane.inference import corrections
+    from membrane.inference.corrections import checksum
     from membrane.inference.loading import load_network
     from membrane.inference.precision import choose_precision, with_dtype
     from membrane.inference.predictor import Predictor
-    from membrane.io.pixel_size import check_pixel_size
     from membrane.io.readers import is_zarr
 
     path, record, model_path = runs.open_run(args.model)
     network = load_network(model_path)
-    args.tta = record.get("tta", True) if args.tta is None else args.tta
-    own_threshold = record.get("threshold" if args.tta else "threshold_without_tta")
-    args.threshold = args.threshold or own_threshold
-    if args.threshold is None:
-        raise UserError(f"{path}: has no calibrated threshold; give --threshold T")
-    check_pixel_size(args.pixel_size)
-    if args.pixel_size and not record.get("pixel_size"):
-        raise UserError(
-            f"{path}: does not know the pixel size it was trained at; leave out --pixel-size, or "
-            "train with train.py --pixel-size"
-        )
+    runs.settle_flags(args, path, record)
     averaged = ", averaging 8 flips and rotations" if args.tta else ""
     ships = " (ships with this repository)" if path == runs.OUTPUTS / runs.PRETRAINED else ""
     print(f"Model: {runs.display_path(path)}{ships}, threshold {args.threshold:g}{averaged}")
@@ -140,19 +133,9 @@ def predict(args: argparse.Namespace) -> int:
         "model": runs.display_path(path),
         "model_sha256": hashlib.sha256(model_path.read_bytes()).hexdigest(),
         "model_is_synthetic": record.get("synthetic", False),
-        "threshold": args.threshold,
-        "plain": args.plain,
-        "neighbours": args.neighbours,
-        "tta": args.tta,
-        "pixel_size": args.pixel_size,
-        "channel": args.channel,
-        "invert": args.invert,
-        "probability": args.probability,
-        "labels": args.labels,
-        "corrections": None,
+        "corrections": args.corrections and checksum(args.corrections),
+        **{name: getattr(args, name) for name in RECORDED},
     }
-    if args.corrections:
-        metadata["corrections"] = corrections.checksum(args.corrections)
     if not (args.zarr or any(map(is_zarr, args.input))):
         return predict_slices(args, predictor, workers, record, metadata, device)
     if args.submission:

@@ -101,7 +101,7 @@ def load_slices(source: str, count: int) -> list[tuple]:
 
     Each is a name, an image and a label, uint8 (height, width), 0 = membrane, 255 = interior.
     """
-    cli.start_tensorflow()
+    cli.start_tensorflow(training=True)
     import data
 
     data_set = data.find_data_set(source, runs.OUTPUTS / runs.SYNTHETIC_SLICES)

@@ -1,5 +1,6 @@
 """Runs, the folders that trainings leave behind."""
 
+import argparse
 import contextlib
 import json
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from membrane.errors import UserError
 from membrane.io.locks import lock_folder
-from membrane.io.pixel_size import PLAUSIBLE
+from membrane.io.pixel_size import PLAUSIBLE, check_pixel_size
 
 ROOT = Path(__file__).parent.parent
 OUTPUTS = ROOT / "outputs"
@@ -112,6 +113,25 @@ def open_run(name: str | None) -> tuple[Path, dict, Path]:
     if path.is_dir():
         return path, read_run(path), path / "model.keras"
     return path, {}, path
+
+
+def settle_flags(args: argparse.Namespace, path: Path, record: dict) -> None:
+    """Fills in the flags of predict.py that a run, or bare .keras file, has defaults for.
+
+    Raises:
+        UserError: it has no threshold, or does not know its pixel size, where that is needed.
+    """
+    args.tta = record.get("tta", True) if args.tta is None else args.tta
+    own = record.get("threshold" if args.tta else "threshold_without_tta")
+    args.threshold = args.threshold or own
+    if args.threshold is None:
+        raise UserError(f"{path}: has no calibrated threshold; give --threshold T")
+    check_pixel_size(args.pixel_size)
+    if args.pixel_size and not record.get("pixel_size"):
+        raise UserError(
+            f"{path}: does not know the pixel size it was trained at; leave out --pixel-size, or "
+            "train with train.py --pixel-size"
+        )
 
 
 def open_unfinished(name: str) -> tuple[Path, dict]:

@@ -8,15 +8,41 @@ import pytest
 from PIL import Image
 
 import predict
+import train
 from membrane import cli, runs, synthetic
-
-cli.start_tensorflow()
 
 PRETRAINED = runs.OUTPUTS / runs.PRETRAINED
 SMALL = ["--filters", "4", "8", "--batch-size", "2"]  # of a network that trains in seconds
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = ("headless=new", "no-sandbox", "disable-gpu", "no-first-run", "disable-sync")
 QUIET = ("disable-background-networking", "disable-component-update", "window-size=1000,800")
+
+
+def pytest_configure(config):
+    """Starts TensorFlow as train.py does, but not where tests are only handed out to others."""
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        cli.start_tensorflow(training=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def load_once():
+    """Lets the commands load each network once in all tests, which takes them a second."""
+    from membrane.inference import loading
+
+    load, loaded = loading.load_network, {}
+
+    def load_network(path):
+        state = path.is_file() and (path.resolve(), path.stat().st_mtime_ns, path.stat().st_size)
+        if state not in loaded:
+            network = load(path)
+            loaded[state] = network, network.get_weights()
+        network, weights = loaded[state]
+        network.set_weights(weights)  # which a training may have gone on from
+        return network
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "load_network", load_network)
+        yield
 
 
 @pytest.fixture
@@ -75,6 +101,14 @@ def check_refusal(capsys, *words):
     assert all(word in lines[0] for word in words), lines
 
 
+def shorten(patch):
+    """Makes a training one of few and small tiles."""
+    from membrane.training import augmentation
+
+    patch.setattr(train, "TILES_PER_EPOCH", 8)
+    patch.setattr(augmentation, "TILE", 64)
+
+
 def read_history(folder):
     """Returns the rows of a run's history.csv."""
     with open(folder / "history.csv", newline="") as file:
@@ -124,12 +158,10 @@ def data_set(tmp_path_factory):
 def trained(data_set, tmp_path_factory):
     """Outputs with one finished, hardly trained run called "small"."""
 
-    import train
-
     outputs = tmp_path_factory.mktemp("outputs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "OUTPUTS", outputs)
-        patch.setattr(train, "TILES_PER_EPOCH", 8)
+        shorten(patch)
         flags = ["--epochs", "2", "--output", outputs / "small"]
         assert run(train, "--data", data_set, *SMALL, *flags) == 0
     return outputs
@@ -147,9 +179,7 @@ def outputs(trained, monkeypatch, tmp_path):
 @pytest.fixture
 def small_epochs(monkeypatch, tmp_path):
     """Epochs of 8 tiles, and outputs without a run."""
-    import train
-
-    monkeypatch.setattr(train, "TILES_PER_EPOCH", 8)
+    shorten(monkeypatch)
     monkeypatch.setattr(runs, "OUTPUTS", tmp_path / "outputs")
 
 

@@ -159,6 +159,7 @@ def test_nothing_to_predict_is_refused(outputs, tmp_path, capsys, source, words)
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_real_command_is_quiet_and_shows_progress(trained, folder, tmp_path):
     flags = ["--model", trained / "small", "--output", tmp_path / "masks"]
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "KERAS_BACKEND": "torch"}

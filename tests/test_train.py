@@ -167,6 +167,7 @@ def test_the_printed_command_works_from_where_one_is(data_set, tmp_path, monkeyp
     assert record["validation"]["leave_one_out"]["v_rand"] > 0  # of one slice, at 0.5
 
 
+@pytest.mark.slow
 def test_synthetic_slices_are_drawn_beside_the_output(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "DATA_SET", {"train": 3, "test": 1})
     monkeypatch.setattr(synthetic, "DATA_SET_SIDE", 60)

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from membrane.errors import UserError
-from membrane.inference.decisions import find_border
 from membrane.inference.masks import Segmentation
 from membrane.inference.tiling import Region, full_region, intersect, relative_to, shape_of
+from membrane.inference.window_cells import WindowCells, find_border, open_windows
 from membrane.viewer.page import VIEW
 
 DECISIONS, PAINT = ("join", "separate", "leave"), ("membrane", "cell")
@@ -60,13 +60,12 @@ class Corrections:
             they are drawn now, where they are.
         """
         done, region = {}, region or full_region(shape)
+        cells = open_windows(segmentation) if segmentation else []
         for key, operations in self.slices.items():
             own, window = split_name(key, shape)
             if own == name and min(shape_of(window)) > 0:
                 part = intersect(window, region)
-                done[key] = [
-                    _apply(one, mask, segmentation, window, region, part) for one in operations
-                ]
+                done[key] = [_apply(one, mask, cells, window, region, part) for one in operations]
         return done
 
     def rename(self, names: dict[str, str]) -> "Corrections":
@@ -94,7 +93,7 @@ def split_name(name: str, shape: tuple[int, int]) -> tuple[str, Region]:
 def _apply(
     operation: dict,
     mask: np.ndarray,
-    segmentation: Segmentation | None,
+    cells: Sequence[WindowCells],
     window: Region,
     region: Region,
     part: Region,
@@ -107,10 +106,10 @@ def _apply(
     kind, pixels = operation["kind"], None
     corner = np.array([line.start for line in window])
     first = np.array([line.start for line in region])
-    if kind in ("join", "separate") and segmentation is not None:
-        points = np.array([operation["at"], *operation["sides"]])[:, ::-1] + corner
+    if kind in ("join", "separate"):
+        points = np.array([operation["at"], *operation["sides"]])[:, ::-1] + (corner - first)
         at, *sides = map(tuple, points.tolist())
-        pixels = find_border(segmentation, at, sides, kind == "join", first)
+        pixels = find_border(cells, at, sides, kind == "join")
     if pixels is not None:
         mask.ravel()[pixels] = kind == "join"
         place = np.stack(np.unravel_index(pixels, mask.shape)) + (first - corner)[:, None]

@@ -6,17 +6,16 @@ benchmarks/quality.md.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import islice
 
 import numpy as np
-from scipy import ndimage, special
+from scipy import ndimage
 
-from membrane.inference.basins import agglomerate
-from membrane.inference.masks import Segmentation, Window
+from membrane.inference.masks import Segmentation
 from membrane.inference.tiling import Region, full_region, shape_of
+from membrane.inference.window_cells import WindowCells, contains, open_windows
 
 PER_SLICE, PER_PIXELS = 20, 2**18  # decisions: of a slice of up to so many px, and of each further
 MOST = 100  # of a slice
@@ -83,227 +82,99 @@ def find_decisions(
     region = region or full_region(segmentation.segments.shape)
     count = count or min(PER_SLICE * max(1, math.prod(shape_of(region)) // PER_PIXELS), MOST)
     found = []
-    for args in _windows(segmentation):
-        if _is_in(region, (args[0].core[0].start, args[0].core[1].start)):
-            window = _WindowCells(*args)
-            found += [(one, window) for one in (*window.separated(), *window.joined(TRIED * count))]
+    for cells in open_windows(segmentation):
+        if contains(region, [line.start for line in cells.window.core]):
+            own = *_between_cells(cells), *_within_cells(cells, TRIED * count)
+            found += [(one, cells) for one in own]
     found.sort(key=lambda pair: (-pair[0].gain, pair[0].pixels[0]))
-    located = filter(None, (window.locate(one) for one, window in found))
-    seen = (one for one in located if all(_is_in(region, side) for side in one.sides))
+    located = filter(None, (_locate(one, cells) for one, cells in found))
+    seen = (one for one in located if all(contains(region, side) for side in one.sides))
     return list(islice(seen, count))
 
 
-def find_border(
-    segmentation: Segmentation,
-    at: tuple[int, int],
-    sides: tuple[tuple[int, int], tuple[int, int]],
-    join: bool,
-    origin: tuple[int, int] = (0, 0),
-) -> np.ndarray | None:
-    """Returns the pixels that joining or separating the cells of two sides changes.
-
-    Args:
-        segmentation: of a slice, or of a region of one.
-        at: a pixel of the border, (y, x), in the slice.
-        sides: a pixel of each side, likewise.
-        join: whether they are to be one cell; else two.
-        origin: the region's first row and column.
-
-    Returns:
-        Flat indices, of the segmentation; None where it has no border between the two.
-    """
-    at, *sides = (tuple(np.subtract(point, origin)) for point in (at, *sides))
-    for args in _windows(segmentation):
-        window = args[0]
-        if _is_in(window.core, at):
-            return _WindowCells(*args).find_border(sides, join)
-    return None
+def _between_cells(cells: WindowCells) -> Iterator[Decision]:
+    """Yields, for each two cells that touch, whether they should be one."""
+    keys = cells.ends.min(1) * cells.borders.basins + cells.ends.max(1)
+    apart = np.flatnonzero(cells.apart)
+    apart = apart[np.argsort(keys[apart], kind="stable")]
+    for own in np.split(apart, np.flatnonzero(np.diff(keys[apart])) + 1):
+        if len(own) and cells.contact[own].any():
+            longest = own[np.argmax(cells.contact[own])]
+            smaller = cells.cell_sizes[cells.ends[longest]].min()
+            yield from _decide(cells, longest, own, False, smaller, cells.between(own))
 
 
-def _is_in(region: Region, point: Sequence[int]) -> bool:
-    """Tells whether a pixel, (y, x), lies in a region."""
-    return all(line.start <= n < line.stop for n, line in zip(point, region, strict=True))
-
-
-def _windows(segmentation: Segmentation) -> Iterator[tuple]:
-    """Yields the windows that have borders, with what `_WindowCells` takes."""
-    shape, threshold = segmentation.segments.shape, segmentation.threshold
-    each = zip(
-        segmentation.segments.windows, segmentation.cells, segmentation.evidence, strict=True
+def _within_cells(cells: WindowCells, count: int) -> Iterator[Decision]:
+    """Yields, for the weakest borders within cells, whether they should be two."""
+    borders, seen = cells.borders, set()
+    inner = np.flatnonzero(~cells.apart & (cells.contact > 0))
+    gains = _gain(
+        cells.odds[inner] / borders.lengths[inner], cells.sizes[borders.pairs[inner]].min(1)
     )
-    for window, cells, evidence in each:
-        if window.borders is not None:
-            yield window, cells, evidence, threshold, shape
+    for border in inner[np.argsort(-gains, kind="stable")[:count]]:
+        side = cells.split(*borders.pairs[border])
+        if side is None:
+            continue
+        cut = cells.cut(side)
+        pixels = cells.between(cut)
+        if pixels.tobytes() not in seen:
+            seen.add(pixels.tobytes())
+            part = cells.sizes[side].sum()
+            smaller = min(part, cells.cell_sizes[cells.ends[border, 0]] - part)
+            yield from _decide(cells, border, cut, True, smaller, pixels)
 
 
-class _WindowCells:
-    """The cells of a window, and what joining or cutting them changes."""
+def _decide(
+    cells: WindowCells,
+    border: int,
+    borders: np.ndarray,
+    joined: bool,
+    smaller: float,
+    pixels: np.ndarray,
+) -> Iterator[Decision]:
+    """Yields the decision about some borders, of which one stands for all, if it has pixels."""
+    if pixels.size:
+        length = int(cells.borders.lengths[borders].sum())
+        odds = float(cells.odds[borders].sum() / length)
+        gain = float(_gain(odds, smaller))
+        yield Decision(int(border), joined, odds, length, int(smaller), gain, pixels)
 
-    def __init__(
-        self,
-        window: Window,
-        cells: np.ndarray,
-        evidence: np.ndarray | float,
-        threshold: float,
-        shape: tuple[int, int],
-    ):
-        self.window, self.cells, self.shape = window, cells, shape
-        borders = window.borders
-        self.one, self.two = cells[borders.pairs].T
-        self.apart = self.one != self.two
-        # along each border, less the threshold's
-        self.odds = borders.odds + (evidence - special.logit(threshold)) * borders.lengths
-        self.contact = np.bincount(borders.line[1], minlength=len(self.odds))  # px of its line
-        inside = np.zeros(window.mask.shape, bool)
-        inside[window.inside] = True
-        keep = inside.ravel()[borders.line[0]]
-        self.line = borders.line[:, keep]
-        self.sizes = np.bincount(window.basins[window.mask], minlength=borders.basins)
-        self.cell_sizes = np.bincount(cells, self.sizes, minlength=borders.basins)
 
-    @cached_property
-    def _boxes(self) -> list[tuple[slice, slice]]:
-        """The rows and columns of each basin."""
-        return ndimage.find_objects(self.window.basins)
+def _locate(decision: Decision, cells: WindowCells) -> Decision | None:
+    """Returns a decision with its place; None where a side has no pixel beside the border."""
+    pixels = decision.pixels
+    own = np.intersect1d(cells.between(np.array([decision.border])), pixels)
+    place = np.stack(np.unravel_index(own if own.size else pixels, cells.shape), 1)
+    at = place[np.argmin(((place - place.mean(0)) ** 2).sum(1))]
+    pair = cells.borders.pairs[decision.border]
+    sides = tuple(_find_side(cells, basin, at, pixels) for basin in pair)
+    return None if None in sides else replace(decision, at=tuple(at.tolist()), sides=sides)
 
-    @cached_property
-    def _free(self) -> np.ndarray:
-        """Where the window is interior and no line is drawn, bool."""
-        free = self.window.mask.copy()
-        line, border = self.window.borders.line
-        free.ravel()[line[self.apart[border]]] = False
-        return free
 
-    def separated(self) -> Iterator[Decision]:
-        """Yields, for each two cells that touch, whether they should be one."""
-        borders = self.window.borders
-        keys = np.minimum(self.one, self.two) * borders.basins + np.maximum(self.one, self.two)
-        apart = np.flatnonzero(self.apart)
-        apart = apart[np.argsort(keys[apart], kind="stable")]
-        for own in np.split(apart, np.flatnonzero(np.diff(keys[apart])) + 1):
-            if len(own) and self.contact[own].any():
-                smaller = min(self.cell_sizes[[self.one[own[0]], self.two[own[0]]]])
-                longest = own[np.argmax(self.contact[own])]
-                yield from self._decide(longest, own, False, smaller, self._between(own))
+def _find_side(
+    cells: WindowCells, basin: int, at: tuple[int, int], pixels: np.ndarray
+) -> tuple[int, int] | None:
+    """Returns an interior pixel of a basin, (y, x), a little off some pixels of its border.
 
-    def joined(self, count: int) -> Iterator[Decision]:
-        """Yields, for the weakest borders within cells, whether they should be two."""
-        borders, seen = self.window.borders, set()
-        inner = np.flatnonzero(~self.apart & (self.contact > 0))
-        gains = _gain(
-            self.odds[inner] / borders.lengths[inner], self.sizes[borders.pairs[inner]].min(1)
-        )
-        for border in inner[np.argsort(-gains, kind="stable")[:count]]:
-            side = self._split(*borders.pairs[border])
-            if side is None:
-                continue
-            cut = self._cut(side)
-            pixels = self._between(cut)
-            if pixels.tobytes() not in seen:
-                seen.add(pixels.tobytes())
-                part = self.sizes[side].sum()
-                smaller = min(part, self.cell_sizes[self.one[border]] - part)
-                yield from self._decide(border, cut, True, smaller, pixels)
-
-    def _decide(
-        self, border: int, borders: np.ndarray, joined: bool, smaller: float, pixels: np.ndarray
-    ) -> Iterator[Decision]:
-        """Yields the decision about some borders, of which one stands for all, if it has pixels."""
-        if pixels.size:
-            length = int(self.window.borders.lengths[borders].sum())
-            odds = float(self.odds[borders].sum() / length)
-            gain = float(_gain(odds, smaller))
-            yield Decision(int(border), joined, odds, length, int(smaller), gain, pixels)
-
-    def locate(self, decision: Decision) -> Decision | None:
-        """Returns a decision with its place; None where a side has no pixel beside the border."""
-        pixels = decision.pixels
-        own = np.intersect1d(self._between(np.array([decision.border])), pixels)
-        place = np.stack(np.unravel_index(own if own.size else pixels, self.shape), 1)
-        at = place[np.argmin(((place - place.mean(0)) ** 2).sum(1))]
-        pair = self.window.borders.pairs[decision.border]
-        sides = tuple(self._stand(basin, at, pixels) for basin in pair)
-        return None if None in sides else replace(decision, at=tuple(at.tolist()), sides=sides)
-
-    def find_border(self, sides, join: bool) -> np.ndarray | None:
-        """Returns what `find_border` does, for sides in its window's own counting of pixels."""
-        window = self.window
-        places = [tuple(np.subtract(side, window.origin)) for side in sides]
-        limits = window.mask.shape
-        if not all(0 <= y < limits[0] and 0 <= x < limits[1] for y, x in places):
-            return None
-        if not all(window.mask[place] for place in places):
-            return None
-        basins = [window.basins[place] for place in places]
-        cells = self.cells[basins]
-        if join:
-            if cells[0] == cells[1]:
-                return np.zeros(0, int)
-            between = self.apart & np.isin(self.one, cells) & np.isin(self.two, cells)
-            pixels = self._between(np.flatnonzero(between))
-            return pixels if pixels.size else None
-        if cells[0] != cells[1]:
-            return np.zeros(0, int)
-        side = self._split(*basins) if basins[0] != basins[1] else None
-        return None if side is None else self._between(self._cut(side))
-
-    def _split(self, one: int, two: int) -> np.ndarray | None:
-        """Splits the cell of two basins between them; returns the basins on the side of one."""
-        borders = self.window.borders
-        within = np.flatnonzero((self.one == self.cells[one]) & ~self.apart)
-        basins, pairs = np.unique(borders.pairs[within], return_inverse=True)
-        part = replace(
-            borders,
-            basins=len(basins),
-            pairs=pairs.reshape(-1, 2),
-            odds=self.odds[within],
-            lengths=borders.lengths[within],
-        )
-        ends = tuple(np.searchsorted(basins, (one, two)).tolist())
-        cells = agglomerate(part, 0.0, apart=ends)
-        side = basins[cells == cells[ends[0]]]
-        return side if len(side) < len(basins) else None
-
-    def _cut(self, side: np.ndarray) -> np.ndarray:
-        """Returns the borders within a cell between some of its basins and the others."""
-        ends = np.isin(self.window.borders.pairs, side)
-        return np.flatnonzero(~self.apart & (ends[:, 0] != ends[:, 1]))
-
-    def _between(self, borders: np.ndarray) -> np.ndarray:
-        """Returns the pixels of the lines of some borders that are on no line that is drawn else.
-
-        They are flat indices of the slice, or of the region that it is segmented in.
-        """
-        chosen = np.zeros(len(self.apart), bool)
-        chosen[borders] = True
-        mine, drawn = chosen[self.line[1]], (self.apart & ~chosen)[self.line[1]]
-        pixels = np.setdiff1d(self.line[0][mine], self.line[0][drawn])
-        place = np.unravel_index(pixels, self.window.mask.shape)
-        place = (here + first for here, first in zip(place, self.window.origin, strict=True))
-        return np.ravel_multi_index(tuple(place), self.shape)
-
-    def _stand(self, basin: int, at: tuple[int, int], pixels: np.ndarray) -> tuple | None:
-        """Returns an interior pixel of a basin, (y, x), a little off some pixels of its border.
-
-        It is in a piece of the basin that touches them; None where there is none.
-        """
-        (top, left), box = self.window.origin, self._boxes[basin - 1]
-        corner = np.array([top + box[0].start, left + box[1].start])
-        free = (self.window.basins[box] == basin) & self._free[box]
-        places = np.stack(np.unravel_index(pixels, self.shape), 1) - corner
-        border = np.zeros(np.add(free.shape, 2), bool)
-        seen = ((places >= -1) & (places <= free.shape)).all(1)
-        border[tuple(places[seen].T + 1)] = True
-        free &= ~border[1:-1, 1:-1]
-        pieces, _ = ndimage.label(free)
-        beside = np.unique(pieces[ndimage.binary_dilation(border)[1:-1, 1:-1]])
-        place = np.argwhere(free & np.isin(pieces, beside)) + corner
-        place = place[((place >= 0) & (place < self.shape)).all(1)]
-        if not len(place):
-            return None
-        off = np.abs(np.hypot(*(place - at).T) - BESIDE)
-        y, x = place[np.argmin(off)].tolist()
-        return y, x
+    It is in a piece of the basin that touches them; None where there is none.
+    """
+    (top, left), box = cells.window.origin, cells.boxes[basin - 1]
+    corner = np.array([top + box[0].start, left + box[1].start])
+    free = (cells.window.basins[box] == basin) & cells.free[box]
+    places = np.stack(np.unravel_index(pixels, cells.shape), 1) - corner
+    border = np.zeros(np.add(free.shape, 2), bool)
+    seen = ((places >= -1) & (places <= free.shape)).all(1)
+    border[tuple(places[seen].T + 1)] = True
+    free &= ~border[1:-1, 1:-1]
+    pieces, _ = ndimage.label(free)
+    beside = np.unique(pieces[ndimage.binary_dilation(border)[1:-1, 1:-1]])
+    place = np.argwhere(free & np.isin(pieces, beside)) + corner
+    place = place[((place >= 0) & (place < cells.shape)).all(1)]
+    if not len(place):
+        return None
+    off = np.abs(np.hypot(*(place - at).T) - BESIDE)
+    y, x = place[np.argmin(off)].tolist()
+    return y, x
 
 
 def _gain(odds: np.ndarray, smaller: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ convolution of the skip and a transposed one of the small features. The result d
 """
 
 from collections.abc import Callable
+from functools import cache, partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -51,7 +52,8 @@ class FusedUNet(keras.Model):
 
     def __init__(self, network: keras.Model):
         super().__init__(name="fused_unet")
-        self.network, self.fused = network, fuse(network)
+        dilated = tf.nn.conv2d if has_dilated_gradient() else conv2d_of_phases
+        self.network, self.fused = network, fuse(network, dilated)
 
     def call(self, images, training=None):
         """Returns P(interior)."""
@@ -66,8 +68,11 @@ def fused_unet(network: keras.Model) -> keras.Model:
     return FusedUNet(network) if plan_depth(network) else network
 
 
-def fuse(network: keras.Model) -> Fused:
-    """Returns how to compute a functional network faster, or as it is if of another plan."""
+def fuse(network: keras.Model, dilated: Callable = tf.nn.conv2d) -> Fused:
+    """Returns how to compute a functional network faster, or as it is if of another plan.
+
+    Its dilated convolutions are computed by `dilated`, which is called as `tf.nn.conv2d` is.
+    """
     depth = plan_depth(network)
     if depth is None:
         return Fused(dict, lambda images, weights: network(images, training=False))
@@ -99,7 +104,8 @@ def fuse(network: keras.Model) -> Fused:
             x = tf.nn.max_pool2d(x, 2, 2, "VALID")
         for number in (1, 2):
             name = f"bridge_conv{number}"
-            x = _convolve(x, **weights[name], dilation=known[name].dilation_rate)
+            rates = known[name].dilation_rate
+            x = _convolve(x, **weights[name], conv2d=partial(dilated, dilations=rates))
         for stage in range(depth, 0, -1):
             x = _merge(skips.pop(), x, **weights[f"decoder{stage}_conv1"])
             x = _convolve(x, **weights[f"decoder{stage}_conv2"])
@@ -122,9 +128,34 @@ def upsample_kernel(kernel: tf.Tensor) -> tf.Tensor:
     return tf.reshape(upsampling @ tf.reshape(kernel, (9, -1)), (4, 4, *kernel.shape[2:]))
 
 
-def _convolve(x, kernel, bias, dilation=(1, 1), extra: tf.Tensor | None = None) -> tf.Tensor:
+@cache
+def has_dilated_gradient() -> bool:
+    """Tells whether a dilated convolution can be trained here: on a CPU, oneDNN alone does it."""
+    x, kernel = tf.zeros((1, 4, 4, 1)), tf.zeros((3, 3, 1, 1))
+    with tf.GradientTape() as tape:
+        tape.watch(kernel)
+        y = tf.nn.conv2d(x, kernel, 1, "SAME", dilations=2)
+    try:
+        tape.gradient(y, kernel)
+    except tf.errors.InvalidArgumentError:
+        return False
+    return True
+
+
+def conv2d_of_phases(x, kernel, strides, padding, dilations) -> tf.Tensor:
+    """Computes `tf.nn.conv2d` with a dilation n as undilated ones, each of every n-th pixel."""
+    return tf.nn.with_space_to_batch(
+        x,
+        dilations,
+        padding,
+        lambda x, _, padding: tf.nn.conv2d(x, kernel, strides, padding),
+        filter_shape=kernel.shape,
+    )
+
+
+def _convolve(x, kernel, bias, extra: tf.Tensor | None = None, conv2d=tf.nn.conv2d) -> tf.Tensor:
     """Computes a convolution and its ReLU, perhaps with something to add before that."""
-    x = tf.nn.bias_add(tf.nn.conv2d(x, kernel, 1, "SAME", dilations=dilation), bias)
+    x = tf.nn.bias_add(conv2d(x, kernel, 1, "SAME"), bias)
     return tf.nn.relu(x if extra is None else x + extra)
 
 

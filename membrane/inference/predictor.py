@@ -197,11 +197,11 @@ def _compile(function: Callable) -> Callable:
     Where a layer takes no unknown size, as Keras' bilinear up-sampling does not, for each size.
     """
     spec = tf.TensorSpec((None, None, None, 1), tf.float32)
-    compiled = tf.function(function, input_signature=[spec])
+    compiled = tf.function(function, input_signature=[spec], autograph=False)
     try:
         compiled.get_concrete_function()
     except Exception:  # Keras, TensorFlow: anything
-        return tf.function(function)
+        return tf.function(function, autograph=False)
     return compiled
 
 

@@ -4,6 +4,8 @@ Known of what `unet.build_unet` builds. Any other functional network is measured
 are changed, and it is seen how far the output changes, and on which grid.
 """
 
+from functools import lru_cache
+
 import keras
 import numpy as np
 
@@ -40,6 +42,7 @@ def stride_and_halo(network: keras.Model) -> tuple[int, int | None]:
     return stride, None if radius is None else -(-radius // stride) * stride
 
 
+@lru_cache(maxsize=4)  # one network is asked about several times
 def measure(network: keras.Model) -> tuple[int, int | None]:
     """Returns stride and radius as changes of the input show them.
 

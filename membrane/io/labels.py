@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from skimage.measure import euler_number
@@ -94,15 +95,16 @@ def _numbers_cells(grey: np.ndarray, numbers: int) -> bool:
     return parts <= CELL_PARTS * numbers and np.count_nonzero(grey) >= CELL_AREA * parts
 
 
-def strip_suffix(name: str) -> str:
-    """Returns the name of the slice that a label of this name belongs to: "1" of "1_mask"."""
-    return SUFFIX.sub("", name)
+def split_suffixed(files: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tells slices from labels that lie beside them, by their names: 1 and 1_mask."""
+    labels = {name: content for name, content in files.items() if SUFFIX.search(name)}
+    return {name: content for name, content in files.items() if name not in labels}, labels
 
 
 def pair_names(slices: Iterable[str], labels: Iterable[str]) -> dict[str, str | None]:
     """Returns the label of each slice, by its own name or by its name and a suffix; or None."""
     labels = list(labels)
-    known = {strip_suffix(name): name for name in labels} | {name: name for name in labels}
+    known = {SUFFIX.sub("", name): name for name in labels} | {name: name for name in labels}
     return {name: known.get(name) for name in slices}
 
 

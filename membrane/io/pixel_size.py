@@ -56,6 +56,21 @@ def read_pixel_size(path: Path) -> Size | None:
     return None
 
 
+def read_square_pixel_size(path: Path) -> float | None:
+    """Returns the side of a pixel in nm, as `read_pixel_size` does.
+
+    Raises:
+        UserError: they are not square.
+    """
+    down, across = read_pixel_size(path) or (None, None)
+    if find_scale((down, across) if down else None, across) != (1.0, 1.0):
+        raise UserError(
+            f"{path}: pixels of {down:g}x{across:g} nm (y, x); to train, resample the slices to "
+            "square ones, or say --pixel-size if the file is wrong"
+        )
+    return across
+
+
 def _of_ome(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> Size | None:
     if not page.is_ome:
         return None

@@ -64,6 +64,7 @@ def load_slices(
         )
 
 
+@tf.autograph.experimental.do_not_convert  # it branches by tf.cond; to look for more takes seconds
 def make_tile(slices: Slices, seed: int, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Makes the tile that follows from a seed and a number, int64 ().
 

@@ -4,8 +4,9 @@ from skimage.measure import label as connected_components
 from test_neighbours import make_series
 
 from membrane.inference import decisions, masks
-from membrane.inference.decisions import find_border, find_decisions
+from membrane.inference.decisions import find_decisions
 from membrane.inference.masks import segment
+from membrane.inference.window_cells import find_border, open_windows
 
 THRESHOLD = 0.6
 
@@ -70,6 +71,7 @@ def test_every_decision_changes_what_it_says_and_is_found_again(monkeypatch):
     cells = connected_components(mask, connectivity=1)
     rows = slice(128, 210), slice(0, 230)  # a region that starts where a window does
     part = segment(maps[0] > 0.5, maps[0], rows).close_gaps(THRESHOLD)
+    windows, below = open_windows(segmentation), open_windows(part)
     for one in found:
         changed = mask.copy()
         changed.ravel()[one.pixels] = not one.joined
@@ -77,21 +79,22 @@ def test_every_decision_changes_what_it_says_and_is_found_again(monkeypatch):
         after = connected_components(changed, connectivity=1)
         same = [labels[one.sides[0]] == labels[one.sides[1]] for labels in (cells, after)]
         assert same == [one.joined, not one.joined]
-        again = find_border(segmentation, one.at, one.sides, not one.joined)
+        again = find_border(windows, one.at, one.sides, not one.joined)
         assert np.array_equal(again, one.pixels)
-        assert find_border(segmentation, one.at, one.sides, one.joined).size == 0
+        assert find_border(windows, one.at, one.sides, one.joined).size == 0
         if one.at[0] >= 128:
-            below = find_border(part, one.at, one.sides, not one.joined, (128, 0))
-            assert np.array_equal(below + 128 * 230, one.pixels)
+            at, *sides = ((y - 128, x) for y, x in (one.at, *one.sides))
+            again = find_border(below, at, sides, not one.joined)
+            assert np.array_equal(again + 128 * 230, one.pixels)
 
 
 def test_of_what_is_membrane_now_no_border_is_found():
-    segmentation = decide(tissue(0.6))
+    windows = open_windows(decide(tissue(0.6)))
     at, sides = (10, 50), ((10, 40), (10, 60))
-    assert find_border(segmentation, at, sides, True).size
-    assert find_border(segmentation, at, ((10, 40), (50, 50)), True) is None
-    assert find_border(segmentation, at, ((10, 40), (90, 60)), True) is None
-    assert find_border(segmentation, (70, 50), sides, True) is None
+    assert find_border(windows, at, sides, True).size
+    assert find_border(windows, at, ((10, 40), (50, 50)), True) is None
+    assert find_border(windows, at, ((10, 40), (90, 60)), True) is None
+    assert find_border(windows, (70, 50), sides, True) is None
     assert find_decisions(decide(np.full((20, 20), 0.9, np.float32))) == []
 
 

@@ -4,17 +4,18 @@ import pytest
 import tensorflow as tf
 
 import unet
-from membrane.inference.fused_unet import fuse, fused_unet
+from membrane.inference.fused_unet import conv2d_of_phases, fuse, fused_unet
 from membrane.inference.precision import with_dtype
 
 
+@pytest.mark.parametrize("dilated", [tf.nn.conv2d, conv2d_of_phases])
 @pytest.mark.parametrize("filters, dilation", [((4, 6, 8), 1), ((4, 6, 8), 2), ((3, 4), 3),
                                                ((2, 3, 4, 5, 6), 2)])  # fmt: skip
-def test_the_fused_network_has_the_same_output_and_gradients(filters, dilation):
+def test_the_fused_network_has_the_same_output_and_gradients(filters, dilation, dilated):
     network = unet.build_unet(filters, dilation)
     rng = np.random.default_rng(0)
     network.set_weights([rng.normal(0, 0.3, w.shape) for w in network.get_weights()])
-    weights, forward = fuse(network)
+    weights, forward = fuse(network, dilated)
     assert len(weights()) == len(network.get_weights()) / 2
 
     def fused(images):

@@ -140,7 +140,9 @@ def test_grey_values_are_measured_on_the_tissue_that_no_patch_meets(tmp_path, mo
     assert sample.size == 60 * 80 and np.array_equal(sample, normalization.sample_pixels(image))
 
 
-@pytest.mark.parametrize(("plain", "together"), [(True, False), (False, True)])
+@pytest.mark.parametrize(
+    ("plain", "together"), [pytest.param(True, False, marks=pytest.mark.slow), (False, True)]
+)
 def test_masks_do_not_depend_on_the_blocks(tmp_path, monkeypatch, plain, together):
     for module in (masks, jobs):
         monkeypatch.setattr(module, "WINDOW", 96)
@@ -155,9 +157,10 @@ def test_masks_do_not_depend_on_the_blocks(tmp_path, monkeypatch, plain, togethe
     for module in (tissue, blocks):
         monkeypatch.setattr(module, "REACH", 24)
     monkeypatch.setattr(neighbours, "MIN_BORDERS", 2)  # in a window of so few pixels
-    tissue_of_all = synthetic.make_slice(210, 170, 0)[0]
-    big = np.stack([tissue_of_all[2 * z :, 2 * z :][:200, :150] for z in range(5)])
-    big[2] = synthetic.make_slice(200, 150, 1)[0]  # the next but one serves
+    tissue_of_all = synthetic.make_slice(190, 160, 0)[0]
+    big = np.stack([tissue_of_all[2 * z :, 2 * z :][:180, :140] for z in range(5)])
+    big[2] = synthetic.make_slice(180, 140, 1)[0]  # the next but one serves
+    big = np.clip(big + NOISE[:5, :180, :140], 0, 255).astype(np.uint8)
     big[:, 20:70, 30:101] = 0  # no tissue
     zarr.create_array(str(tmp_path / "big.zarr"), data=big, chunks=(2, 32, 32))
     source = store.open_volume(tmp_path / "big.zarr", 10**6)
@@ -216,7 +219,8 @@ def test_a_truncated_chunk_costs_the_blocks_that_need_it_until_it_is_mended(
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(jobs, "DEPTH", 2)
-    stack, slices = tmp_path / "stack.zarr", np.concatenate([STACK, STACK])
+    slices = np.concatenate([STACK, STACK])[:, :90, :100]
+    stack = tmp_path / "stack.zarr"
     zarr.create_array(str(stack), data=slices, chunks=(2, 32, 32))
     assert run(stack, tmp_path / "whole") == 0
     chunk = stack / "c/1/0/2"
