@@ -12,16 +12,16 @@ from conftest import run
 
 import export
 from membrane import cli
-from membrane.exports import bioimageio
 from membrane.io import normalization
-
-with cli.quiet():
-    from bioimageio import core
 
 pytestmark = pytest.mark.slow
 
 
 def test_a_package_passes_the_formats_own_test_and_states_all_that_is_known(outputs, tmp_path):
+    with cli.quiet():
+        from bioimageio import core
+
+        from membrane.exports import bioimageio
     path, folder = tmp_path / "small.zip", tmp_path / "lr0.1 ü"
     shutil.copytree(outputs / "small", folder)
     assert run(export, folder, "--output", path, "--author", "A. Student", "--license", "MIT") == 0
