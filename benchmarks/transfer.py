@@ -98,7 +98,7 @@ def score_masks(predict: Callable, slices: list, threshold: float, scale: float 
     """Returns the scores of each slice, predicted at a scale; labels are resized if need be."""
     scores = []
     for name, image, label in slices:
-        probability = predict(normalize(image), scale)
+        probability = predict(normalize(image), (scale, scale))
         mask = segment(probability > 0.5, probability).close_gaps(threshold).mask()
         truth = resize_label(to_interior(label, name), mask.shape)
         scores.append(metrics.score_slice(truth, mask))

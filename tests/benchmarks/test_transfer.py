@@ -2,11 +2,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from conftest import PRETRAINED
 from skimage.measure import label as connected_components
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import transfer
+
+from membrane import synthetic
+from membrane.inference.loading import load_network
+from membrane.inference.predictor import Predictor
 
 
 def test_a_resized_label_keeps_its_cells_apart():
@@ -23,3 +28,12 @@ def test_a_darkened_slice_is_smaller_and_darker_and_its_label_binary():
     name, darker, label = transfer.darken("a", image, (image > 60) * np.uint8(255))
     assert name == "a" and darker.shape == label.shape == (32, 48)
     assert darker.mean() < image.mean() and set(np.unique(label)) == {0, 255}
+
+
+def test_slices_are_predicted_at_a_scale_and_scored_at_their_own_size():
+    image, interior = synthetic.make_slice(96, 112, 1)
+    predict = Predictor(load_network(PRETRAINED / "model.keras"))
+    for scale in (1, 1.25):
+        label = interior * np.uint8(255)
+        (scores,) = transfer.score_masks(predict, [("a", image, label)], 0.5, scale)
+        assert 0.5 < scores["v_rand"] <= 1 and 0.5 < scores["v_info"] <= 1
