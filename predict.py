@@ -18,7 +18,6 @@ from pathlib import Path
 
 from membrane import cli
 
-THUMBNAIL_PAGES, VIEWER_PAGES = 30, 1000  # at most, evenly chosen: contact sheet, index.html
 POLARITY_SAMPLE = 5  # slices that are tested for bright membranes
 RECORDED = (  # flags that masks depend on, or what is written beside them
     *("threshold", "plain", "neighbours", "tta", "pixel_size", "channel", "invert"),
@@ -185,8 +184,8 @@ def predict_slices(args, predictor, workers: int, record: dict, metadata: dict, 
         submission=bool(args.submission),
         labels=args.labels,
         together=args.neighbours,
-        thumbnail_pages=frozenset(outputs.choose_evenly(total, THUMBNAIL_PAGES)),
-        viewer_pages=frozenset(outputs.choose_evenly(total, VIEWER_PAGES)),
+        thumbnail_pages=frozenset(outputs.choose_evenly(total, outputs.SHEET_SLICES)),
+        viewer_pages=frozenset(outputs.choose_evenly(total, outputs.PAGE_SLICES)),
         corrections=corrected,
         polarity_sample=frozenset(outputs.choose_evenly(total, POLARITY_SAMPLE)),
     )

@@ -1,4 +1,5 @@
 import csv
+import json
 import os
 import shutil
 from pathlib import Path
@@ -107,6 +108,13 @@ def shorten(patch):
 
     patch.setattr(train, "TILES_PER_EPOCH", 8)
     patch.setattr(augmentation, "TILE", 64)
+
+
+def read_listed(folder):
+    """Returns what the page of a prediction lists of each slice."""
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    data = text.partition('id="data">')[2].partition("</script>")[0]
+    return json.loads(data)["slices"]
 
 
 def read_history(folder):

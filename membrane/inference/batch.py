@@ -192,7 +192,8 @@ def finish_page(page: Page, config: PredictionConfig) -> Page:
         small = page.normalize(thin(image)), thin(page.mask)
         page.thumbnails = tuple(map(make_thumbnail, small))
     if page.index in config.viewer_pages:
-        page.entries = list(make_entries(page, predicted, done, config))
+        wanted = config.probability, config.labels
+        page.entries = list(make_entries(page, page.source.key, predicted, done, *wanted))
     page.map = page.map if config.probability else None
     page.image = page.normalize = page.segmentation = None
     page.blank_fraction = 0.0 if page.blank is None else float(page.blank.mean())

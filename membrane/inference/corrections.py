@@ -68,11 +68,6 @@ class Corrections:
                 done[key] = [_apply(one, mask, cells, window, region, part) for one in operations]
         return done
 
-    def rename(self, names: dict[str, str]) -> "Corrections":
-        """Returns the corrections with other names of slices."""
-        pairs = ((PLACE.sub("", key), key) for key in self.slices)
-        return Corrections({names[own] + key[len(own) :]: self.slices[key] for own, key in pairs})
-
 
 def place_name(region: Region) -> str:
     """Returns what comes after a slice's name in that of a window of it."""

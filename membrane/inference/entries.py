@@ -53,7 +53,12 @@ class Entry:
 
 
 def make_entries(
-    page, predicted: np.ndarray | None, corrected: dict[str, list[dict]], config
+    page,
+    key: str,
+    predicted: np.ndarray | None,
+    corrected: dict[str, list[dict]],
+    probability: bool,
+    labels: bool,
 ) -> Iterator[Entry]:
     """Yields the entries of a predicted page.
 
@@ -61,15 +66,17 @@ def make_entries(
 
     Args:
         page: a `Page` with its mask as written, its image grey, its map if predicted now.
+        key: that tells it from others of its name.
         predicted: its mask before any correction, bool; None of one that was left there.
         corrected: the operations on its mask, of `Corrections.apply`.
-        config: the `PredictionConfig`.
+        probability: whether P(interior) is shown.
+        labels: whether its cells' numbers will be there.
     """
-    shape, later = page.mask.shape, (LABELS,) if config.labels else ()
+    shape, later = page.mask.shape, (LABELS,) if labels else ()
     about = {
         "name": page.source.short_name(page.number),
         "file": page.source.picture_name(page.number),
-        "key": page.source.key,
+        "key": key,
         "slice": page.index,
         "size": list(shape),
         "place": "",
@@ -79,7 +86,7 @@ def make_entries(
     windows = {"": full_region(shape)}
     if not is_editable(shape):
         image, shown = page.normalize(thin(page.image, VIEW)), page.map
-        files = make_views(image, page.mask, shown if config.probability else None)
+        files = make_views(image, page.mask, shown if probability else None)
         yield Entry(about | {"membrane": membrane_fraction(page.mask, page.blank)}, files, later)
         windows, later = {place_name(region): region for region in cut_windows(shape)}, ()
     for place, region in windows.items():
@@ -93,7 +100,7 @@ def make_entries(
             "membrane": membrane_fraction(mask, None if blank is None else blank[region]),
         }
         shown = None if page.map is None else page.map[region]
-        files = make_views(image, mask, shown if config.probability else None)
+        files = make_views(image, mask, shown if probability else None)
         if predicted is not None:
             found = find_decisions(page.segmentation, region)
             decisions = [one.to_json(shape[1], region) for one in found]

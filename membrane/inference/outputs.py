@@ -24,6 +24,7 @@ from membrane.viewer.page import write_page
 from membrane.viewer.plots import draw_contact_sheet
 
 PAGE = "index.html"  # to look at them
+SHEET_SLICES, PAGE_SLICES = 30, 1000  # at most, evenly chosen: on the contact sheet, on the page
 PLAUSIBLE_MEMBRANE = (0.05, 0.6)  # of a mask's pixels; beyond it the slice is probably unlike
 LINE_SECONDS = 15  # between lines of progress where there is no terminal
 

@@ -10,16 +10,20 @@ from skimage.transform import downscale_local_mean
 from tqdm import tqdm
 
 from membrane.errors import UnreadableError
+from membrane.inference.batch import Page
+from membrane.inference.entries import make_entries
 from membrane.inference.masks import WINDOW_HALO
 from membrane.inference.neighbours import REACH as NEIGHBOURS
 from membrane.inference.neighbours import ROUNDS, Series
 from membrane.inference.precision import choose_precision
 from membrane.inference.predictor import Predictor
+from membrane.inference.sources import Source
 from membrane.inference.tiling import Region, expand, full_region, relative_to, shape_of
 from membrane.io import normalization
-from membrane.io.labels import to_mask_bytes
+from membrane.io.labels import INTERIOR
 from membrane.io.normalization import make_normalizer, middle_region
 from membrane.io.tissue import REACH, fill_blank, find_blank
+from membrane.viewer.page import is_editable
 from membrane.volumes import pyramid, store
 from membrane.volumes.jobs import Block, Job, mark
 from membrane.volumes.labels import BlockLabels
@@ -34,6 +38,7 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
     Returns:
         membrane: how many membrane pixels each of its slices has.
         agreed: whether each agrees with the one before, where that can be told.
+        entries: what the page says of those slices that it corrects.
         computed_in: the precision of whoever predicted it.
     """
     shape = source.shape[1:]
@@ -44,7 +49,8 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
     wanted, flags = relative_to(block.region, seen), job.flags
     masks = np.empty(np.subtract(block.stop, block.start), np.uint8)
     maps, held, ahead = np.empty_like(masks), {}, ROUNDS if flags.neighbours else 0
-    labels, needed = BlockLabels(block) if flags.labels else None, {}
+    labels, needed, entries = BlockLabels(block) if flags.labels else None, {}, []
+    shown = job.shown if block.region == full_region(shape) and is_editable(shape) else frozenset()
     first, last = max(block.z.start - ahead, 0), min(block.z.stop + ahead, source.shape[0])
     stack, samples = _read(source, slice(first, last), wide)
 
@@ -58,19 +64,19 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
             (image,), (sample,) = _read(source, slice(z, z + 1), wide)
         normalize = make_normalizer(sample, **job.scaling, invert=flags.invert)
         blank = find_blank(image)
-        image = fill_blank(image, blank, sample)
+        whole = fill_blank(image, blank, sample)
         if tiled:
-            image = image[relative_to(read, wide)]
+            image = whole[relative_to(read, wide)]
             probability = predictor.predict_region(image, seen, shape, normalize)
         else:
-            probability = predictor(image, job.scale, normalize)[seen]
+            probability = predictor(whole, job.scale, normalize)[seen]
         if blank is not None:
             probability[blank[relative_to(seen, wide)]] = 0.0
         if block.z.start <= z < block.z.stop:
             if flags.probability:
                 maps[z - block.z.start] = normalization.to_bytes(probability[wanted])
-            if flags.labels:
-                needed[z] = probability, blank
+            if flags.labels or z in shown:
+                needed[z] = probability, blank, whole, normalize
         held[z] = job.threshold_map(probability, flags.threshold, flags.plain, wanted)
         return held[z]
 
@@ -81,12 +87,20 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
             agreed.append(series.agree(z - 1, z))
         else:
             segmentation = segment(z).close_gaps(flags.threshold)
-        mask = segmentation.mask()
-        job.corrections.apply(f"z {z}", mask, segmentation, shape, block.region)
-        masks[number] = to_mask_bytes(mask)
+        predicted = segmentation.mask()
+        mask, (name, key) = predicted.copy(), job.slices[z]
+        done = job.corrections.apply(name, mask, segmentation, shape, block.region)
+        masks[number] = mask * np.uint8(INTERIOR)
+        probability, blank, image, normalize = needed.pop(z, (None,) * 4)
         if labels:
-            probability, blank = needed.pop(z)
             labels.add(z, probability, mask, blank)
+        if z in shown:
+            page = Page(Source(job.source, f"{name}.png", 1, z), 0, image, blank)
+            page.normalize, page.pixel_size = normalize, source.pixel_size
+            page.mask, page.map = masks[number], normalization.to_bytes(probability)
+            page.segmentation = segmentation
+            made = make_entries(page, key, predicted, done, flags.probability, labels=False)
+            entries += [entry.write(job.masks.parent) for entry in made]
         series.forget(z - NEIGHBOURS)
         held.pop(z - NEIGHBOURS, None)
     if labels:
@@ -100,6 +114,7 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
             "membrane": (masks == 0).sum((1, 2)).tolist(),
             "agreed": [one for one in agreed if one is not None],
             "computed_in": choose_precision()[0],
+            "entries": entries,
         },
     )
 

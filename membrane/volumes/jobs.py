@@ -62,7 +62,9 @@ class Job:
     scale: tuple[float, float]  # of height and width, to the pixels the network is trained at
     block: tuple[int, int, int]  # shape of the blocks, (z, y, x), of `choose_block`
     levels: Sequence[tuple]  # of the pyramid, of `pyramid.plan_levels`
-    corrections: Corrections = field(default_factory=Corrections)  # of masks, by "z 0" and so on
+    slices: Sequence[tuple[str, str]] = ()  # of each slice, its name and key on the page
+    shown: frozenset[int] = frozenset()  # the slices on the page, whose decisions are written
+    corrections: Corrections = field(default_factory=Corrections)  # of masks, by those names
 
     @property
     def outputs(self) -> list[Path]:

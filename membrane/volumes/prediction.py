@@ -1,7 +1,9 @@
 """Predicts a volume: plans its blocks, runs them, writes the record and the pictures."""
 
 import argparse
+import contextlib
 import dataclasses
+import hashlib
 import math
 import shutil
 import time
@@ -9,13 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from membrane import folders, runs
-from membrane.errors import UserError
+from membrane.errors import UnreadableError, UserError
 from membrane.inference import outputs
 from membrane.inference.batch import check_scaled
-from membrane.inference.corrections import Corrections, read_corrections
+from membrane.inference.corrections import read_corrections
 from membrane.inference.entries import Entry
 from membrane.inference.predictor import Predictor
 from membrane.inference.sources import find_sources, list_keys
+from membrane.io.normalization import middle_region
 from membrane.io.pixel_size import find_scale
 from membrane.io.readers import is_zarr
 from membrane.viewer.page import make_views
@@ -24,7 +27,7 @@ from membrane.volumes import blocks, labels, pyramid, store
 from membrane.volumes.jobs import SIDE, Job, choose_block
 from membrane.volumes.scheduler import open_local, run_job
 
-SHEET_SLICES, POLARITY_SAMPLE = 30, 5  # at most, evenly chosen: that are drawn; that are inspected
+POLARITY_SAMPLE = 5  # slices, at most, evenly chosen, that are inspected
 
 
 def predict_volume(
@@ -52,6 +55,7 @@ def predict_volume(
     scale = find_scale(size, record.get("pixel_size"))
     check_scaled(path, source.shape[1:], scale, args.max_pixels)
     source = dataclasses.replace(source, voxel=(source.voxel[0], *(size or (None, None))))
+    slices = _list_slices(args, source)
     job = Job(
         flags=args,
         source=path.resolve(),
@@ -63,7 +67,9 @@ def predict_volume(
         scale=scale,
         block=choose_block(source.shape, scale),
         levels=pyramid.plan_levels(source.shape, source.voxel),
-        corrections=_read_corrections(args, source),
+        slices=slices,
+        shown=frozenset(outputs.choose_evenly(source.shape[0], outputs.PAGE_SLICES)),
+        corrections=read_corrections(args.corrections, dict(slices)),
     )
     if args.labels and job.block[1:] != source.shape[1:]:
         raise UserError(
@@ -92,7 +98,7 @@ def predict_volume(
     else:
         pool = open_local(job, source, predictor, workers)
     with outputs.show_progress(math.prod(source.shape) / 1e6, " Mpixel") as progress:
-        membrane, failed, precisions, agreed = run_job(job, source, pool, progress.update)
+        membrane, failed, precisions, agreed, entries = run_job(job, source, pool, progress.update)
     seconds = time.monotonic() - began
     outputs.note_neighbours(agreed)
     if len(precisions) > 1:
@@ -103,31 +109,37 @@ def predict_volume(
     if not failed:
         if args.labels:
             outputs.note_objects(labels.number_objects(job, source, args.slice_thickness))
-        _draw(job, source, membrane, metadata)
+        _draw(job, source, membrane, metadata, entries)
         outputs.finish_metadata(folder, metadata, device, membrane, failed)
         shutil.rmtree(job.markers, ignore_errors=True)
     return outputs.report(folder, membrane, failed, seconds)
 
 
-def _read_corrections(args, source: store.Volume) -> Corrections:
-    """Reads corrections of the slices of a folder or stack, and calls these as a volume does."""
-    if not args.corrections:
-        return Corrections()
-    if is_zarr(args.input[0]):
-        raise UserError("--corrections: are of folders and stacks, also with --zarr, not of a Zarr")
-    usable, _ = find_sources(source.files, args.max_pixels, args.channel)
-    keys = list_keys(usable)
-    found = read_corrections(args.corrections, keys)
-    return found.rename({name: f"z {z}" for z, name in enumerate(keys)})
+def _list_slices(args, source: store.Volume) -> list[tuple[str, str]]:
+    """Returns the name and the key of each slice on the page: of a folder or stack as without Zarr.
+
+    Those of a Zarr are told from others by their number, shape, and what the middles of the first
+    and the last one show.
+    """
+    if not is_zarr(args.input[0]):
+        usable, _ = find_sources(source.files, args.max_pixels, args.channel)
+        return list(list_keys(usable).items())
+    depth, *shape = source.shape
+    state = hashlib.sha256(repr(source.shape).encode())
+    for z in (0, depth - 1):
+        with contextlib.suppress(UnreadableError):  # is said when its block's turn comes
+            state.update(source.read(slice(z, z + 1), middle_region(shape)).tobytes())
+    return [(f"z {z}", state.hexdigest()[:16]) for z in range(depth)]
 
 
-def _draw(job: Job, source: store.Volume, membrane: dict[str, float], metadata: dict) -> None:
-    """Draws the contact sheet and the page of some slices."""
-    folder, sheet, shown = job.masks.parent, [], []
-    for z in outputs.choose_evenly(source.shape[0], SHEET_SLICES):
+def _draw(job: Job, source: store.Volume, membrane: dict, metadata: dict, shown: list) -> None:
+    """Draws the contact sheet, and the page, of some slices where it corrects none."""
+    folder, sheet, viewed = job.masks.parent, [], []
+    for z in outputs.choose_evenly(source.shape[0], outputs.SHEET_SLICES):
         image, mask = blocks.show(job, source, z)
         name = f"z {z}"
-        about = {"name": name, "file": f"{z:05d}", "membrane": membrane[name], "slice": z}
         sheet.append((name, make_thumbnail(image), make_thumbnail(mask)))
-        shown.append(Entry(about, make_views(image, mask)).write(folder))
-    outputs.show(folder, sheet, shown, len(membrane), metadata)
+        if not shown:
+            about = {"name": name, "file": f"{z:05d}", "membrane": membrane[name], "slice": z}
+            viewed.append(Entry(about, make_views(image, mask)).write(folder))
+    outputs.show(folder, sheet, shown or viewed, len(membrane), metadata)

@@ -52,7 +52,7 @@ def run_job(
     source: store.Volume,
     open_pool: AbstractContextManager[Pool],
     progress: Callable[[float], object],
-) -> tuple[dict[str, float], dict[str, str], set[str], list[bool]]:
+) -> tuple[dict[str, float], dict[str, str], set[str], list[bool], list[dict]]:
     """Predicts those blocks of a volume that are not done yet, then draws the pyramid.
 
     The pool is that of `open_local` or `dask_cluster.open_cluster`; `progress` is told how many
@@ -60,8 +60,9 @@ def run_job(
 
     Returns:
         The membrane fraction of each slice; what could not be done, by block; the precisions that
-        the blocks were computed in; and whether slices agree with the one before. Without pyramid
-        where something could not be done: it can be mended, and the rest done by the same call.
+        the blocks were computed in; whether slices agree with the one before; and what the page
+        says of those that it corrects. Without pyramid where something could not be done: it can be
+        mended, and the rest done by the same call.
 
     Raises:
         UserError: there is no going on.
@@ -71,7 +72,7 @@ def run_job(
     if job.flags.labels:
         labels.create(job, source)
     membrane, lacking = np.zeros(source.shape[0]), np.zeros(source.shape[0], bool)
-    failed, precisions, agreed = {}, set(), []
+    failed, precisions, agreed, entries = {}, set(), [], []
     with open_pool as pool:
         for block, result in _finish_level(job, 0, pool.predict, pool):
             if isinstance(result, UnreadableError):
@@ -81,13 +82,14 @@ def run_job(
             membrane[block.z] += result["membrane"]
             precisions.add(result["computed_in"])
             agreed += result["agreed"]
+            entries += result["entries"]
             progress(math.prod(np.subtract(block.stop, block.start)) / 1e6)
         for level in range(1, 1 if failed else len(job.levels)):
             for _ in _finish_level(job, level, partial(shrink_block, job), pool):
                 pass
     fractions = membrane / math.prod(source.shape[1:])
     done = {f"z {z}": float(fractions[z]) for z in np.flatnonzero(~lacking)}
-    return done, failed, precisions, agreed
+    return done, failed, precisions, agreed, sorted(entries, key=lambda one: one["slice"])
 
 
 def _finish_level(job: Job, level: int, function: Callable, pool: Pool) -> Iterator[tuple]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from conftest import PRETRAINED, check_refusal, run_predict
+from conftest import PRETRAINED, check_refusal, read_listed, run_predict
 from PIL import Image
 from skimage.measure import label as connected_components
 from test_neighbours import make_series
@@ -134,11 +134,43 @@ def test_a_prediction_with_corrections_has_the_masks_that_the_page_shows(
     assert predict(series / "slices", tmp_path / "masks", *flags) == 2  # it is finished
 
 
+def read_volume(path):
+    return zarr.open_group(str(path), mode="r")["0"][:]
+
+
 def test_a_volume_is_corrected_as_the_folder_is(series, corrections, tmp_path):
     path, expected, _ = corrections
     assert predict(series / "slices", tmp_path / "v", "--zarr", "--corrections", path) == 0
-    volume = zarr.open_group(str(tmp_path / "v/slices.zarr"), mode="r")["0"][:]
-    assert np.array_equal(volume, expected)
+    assert np.array_equal(read_volume(tmp_path / "v/slices.zarr"), expected)
+    folder, volume = read_page(series / "masks"), read_page(tmp_path / "v")
+    for one, other in zip(folder, volume, strict=True):
+        assert {**one, "operations": None} == {**other, "operations": None}
+    assert [len(one["operations"]) for one in volume] == [9, 0, 1]
+    known = [[(one["name"], one["key"]) for one in read_listed(root)]
+             for root in (series / "masks", tmp_path / "v")]  # fmt: skip
+    assert known[0] == known[1]
+
+
+def test_a_zarr_is_corrected_on_its_own_page(series, tmp_path, capsys):
+    images = tifffile.imread(series / "stack.tif")
+    zarr.create_array(str(tmp_path / "v.zarr"), data=images, chunks=(1, 64, 64))
+    assert predict(tmp_path / "v.zarr", tmp_path / "masks") == 0
+    listed = read_listed(tmp_path / "masks")
+    assert [one["name"] for one in listed] == ["z 0", "z 1", "z 2"]
+    assert all(one["editable"] and one["save_as"] == f"{one['name']}.png" for one in listed)
+    first = read_edit(picture_path(tmp_path / "masks", listed[0]["file"], EDIT))
+    (asked, *_), expected = first["decisions"], read_volume(tmp_path / "masks/v.zarr")
+    expected[0].ravel()[asked["pixels"]] = 255 * (not asked["joined"])
+    content = {"slices": {"z 0": [decide(asked)]}, "keys": {"z 0": listed[0]["key"]}}
+    path = tmp_path / "corrections.json"
+    path.write_text(json.dumps(content))
+    flags = ("--corrections", path)
+    assert predict(tmp_path / "v.zarr", tmp_path / "again", *flags) == 0
+    assert np.array_equal(read_volume(tmp_path / "again/v.zarr"), expected)
+    zarr.create_array(str(tmp_path / "w.zarr"), data=images[::-1].copy(), chunks=(1, 64, 64))
+    capsys.readouterr()
+    assert predict(tmp_path / "w.zarr", tmp_path / "other", *flags) == 2
+    check_refusal(capsys, "z 0 is not here, or has changed")
 
 
 def test_decisions_hold_at_another_threshold(series, corrections, tmp_path):
@@ -196,13 +228,6 @@ def test_a_slice_that_has_changed_is_refused_and_one_that_is_gone_is_left_out(
     (tmp_path / "slices/c.png").write_bytes(content[:-1] + b"x")
     assert predict(tmp_path / "slices", tmp_path / "more", *flags) == 2
     check_refusal(capsys, "c is not here, or has changed")
-
-
-def test_a_zarr_has_no_corrections(corrections, tmp_path, capsys):
-    zarr.create_array(str(tmp_path / "v.zarr"), data=np.zeros((2, 40, 40), np.uint8))
-    flags = ("--corrections", corrections[0])
-    assert predict(tmp_path / "v.zarr", tmp_path / "masks", *flags) == 2
-    check_refusal(capsys, "--corrections: are of folders and stacks")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from conftest import PRETRAINED, check_refusal, run_predict
+from conftest import PRETRAINED, check_refusal, read_listed, run_predict
 from ome_zarr.writer import write_image
 from PIL import Image
 
@@ -54,6 +54,7 @@ def make_job(source, folder, block=(2, 4, 4), levels=(((2, 4, 4), (1, 1, 1)),), 
         scale=(1.0, 1.0),
         block=block,
         levels=levels,
+        slices=[(f"z {z}", "key") for z in range(9)],
     )
 
 
@@ -171,7 +172,7 @@ def test_masks_do_not_depend_on_the_blocks(tmp_path, monkeypatch, plain, togethe
     settings = {"plain": plain, "probability": True, "neighbours": together}
     job = make_job(tmp_path / "big.zarr", tmp_path / "out", **settings, **plan)
     pool = scheduler.open_local(job, source, predictor, 2)
-    membrane, failed, precisions, agreed = scheduler.run_job(job, source, pool, lambda more: None)
+    membrane, failed, precisions, agreed, _ = scheduler.run_job(job, source, pool, [].append)
     assert failed == {} and precisions == {precision.choose_precision()[0]}
     assert (0 < sum(agreed) < len(agreed)) == together
     found, maps = read(job.masks), read(tmp_path / "out/probability/big.zarr")
@@ -241,6 +242,9 @@ def test_a_truncated_chunk_costs_the_blocks_that_need_it_until_it_is_mended(
         assert run(stack, tmp_path / "masks") == 0
     assert sorted(block.start for block in done) == [(0, 0, 0), (2, 0, 0), (4, 0, 0)]
     assert np.array_equal(read(tmp_path / "masks/stack.zarr"), whole)
+    listed = read_listed(tmp_path / "masks")  # also those of the interrupted command
+    assert [one["name"] for one in listed] == [f"z {z}" for z in range(12)]
+    assert all(one["editable"] for one in listed)
 
 
 def test_a_block_of_nothing_but_membrane_is_not_taken_for_a_missing_one(tmp_path):
