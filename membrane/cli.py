@@ -171,7 +171,7 @@ def start_tensorflow(training: bool = False) -> None:
 
     GPU memory is taken as needed, not all at once; that must be said before anything is computed.
     A training asks for oneDNN, which TensorFlow leaves out on CPUs without AVX-512: there it
-    halves the time of a step, but slows prediction a little.
+    halves the time of a step, but prediction takes a tenth longer.
     """
     os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever else the user's Keras is used with
     if training:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import SMALL
 from PIL import Image
-from processes import finish, predict_command
+from processes import command, finish, predict_command
 
 from membrane import synthetic
 
@@ -49,6 +50,16 @@ def test_a_prediction_needs_no_certain_environment(tmp_path, name):
     elif name == "head":  # what it had begun goes on
         args = predict_command(tmp_path / "slices", tmp_path / "masks", *flags)
         assert "Going on" in finish(args)
+
+
+def test_a_training_needs_no_onednn(data_set, tmp_path):
+    flags = ["--data", data_set, *SMALL, "--epochs", 1, "--output", tmp_path / "run"]
+    environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0"}
+    answer = subprocess.run(
+        command("train", *flags), capture_output=True, text=True, env=environment
+    )
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert (tmp_path / "run/model.keras").exists()
 
 
 def test_twenty_thousand_slices_take_no_more_than_the_first_thousand(tmp_path):

@@ -7,13 +7,14 @@ import keras
 import numpy as np
 import pytest
 import tifffile
-from conftest import SMALL, read_history, read_weights, run, write_data_set
+from conftest import SMALL, check_refusal, read_history, read_weights, run, write_data_set
 from PIL import Image
 
 import data
 import predict
 import train
 from membrane import runs, synthetic
+from membrane.inference import fused_unet
 from membrane.inference.loading import load_network
 from membrane.inference.predictor import Predictor
 from membrane.training import callbacks
@@ -189,3 +190,13 @@ def test_a_few_painted_regions_are_learned_from(data_set, tmp_path):
     assert run(train, *flags, *SMALL, "--output", tmp_path / "run") == 0
     assert float(read_history(tmp_path / "run")[1]["val_loss"]) < 1
     assert (tmp_path / "run/validation.png").exists()
+
+
+def test_a_dilation_that_cannot_be_trained_here_is_refused(data_set, tmp_path, monkeypatch, capsys):
+    """An edited network where TensorFlow has no oneDNN."""
+    monkeypatch.setattr(fused_unet, "fused_unet", lambda network: network)
+    monkeypatch.setattr(fused_unet, "has_dilated_gradient", lambda: False)
+    flags = ["--data", data_set, "--epochs", "1", *SMALL, "--output", tmp_path / "run"]
+    assert run(train, *flags) == 2
+    check_refusal(capsys, "--dilation 2: ", "on this CPU; add --dilation 1")
+    assert not (tmp_path / "run").exists()
