@@ -49,7 +49,7 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
     wanted, flags = relative_to(block.region, seen), job.flags
     masks = np.empty(np.subtract(block.stop, block.start), np.uint8)
     maps, held, ahead = np.empty_like(masks), {}, ROUNDS if flags.neighbours else 0
-    labels, needed, entries = BlockLabels(block) if flags.labels else None, {}, []
+    labels, pages, entries = BlockLabels(block) if flags.labels else None, {}, []
     shown = job.shown if block.region == full_region(shape) and is_editable(shape) else frozenset()
     first, last = max(block.z.start - ahead, 0), min(block.z.stop + ahead, source.shape[0])
     stack, samples = _read(source, slice(first, last), wide)
@@ -76,7 +76,9 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
             if flags.probability:
                 maps[z - block.z.start] = normalization.to_bytes(probability[wanted])
             if flags.labels or z in shown:
-                needed[z] = probability, blank, whole, normalize
+                about = {"normalize": normalize, "pixel_size": source.pixel_size}
+                name = Source(job.source, f"{job.slices[z][0]}.png", 1, z)
+                pages[z] = Page(name, 0, whole, blank, probability=probability, **about)
         held[z] = job.threshold_map(probability, flags.threshold, flags.plain, wanted)
         return held[z]
 
@@ -91,14 +93,12 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
         mask, (name, key) = predicted.copy(), job.slices[z]
         done = job.corrections.apply(name, mask, segmentation, shape, block.region)
         masks[number] = mask * np.uint8(INTERIOR)
-        probability, blank, image, normalize = needed.pop(z, (None,) * 4)
+        page = pages.pop(z, None)
         if labels:
-            labels.add(z, probability, mask, blank)
+            labels.add(z, page.probability, mask, page.blank)
         if z in shown:
-            page = Page(Source(job.source, f"{name}.png", 1, z), 0, image, blank)
-            page.normalize, page.pixel_size = normalize, source.pixel_size
-            page.mask, page.map = masks[number], normalization.to_bytes(probability)
-            page.segmentation = segmentation
+            page.mask, page.segmentation = masks[number], segmentation
+            page.map = normalization.to_bytes(page.probability)
             made = make_entries(page, key, predicted, done, flags.probability, labels=False)
             entries += [entry.write(job.masks.parent) for entry in made]
         series.forget(z - NEIGHBOURS)
