@@ -28,6 +28,7 @@ from membrane.volumes.jobs import SIDE, Job, choose_block
 from membrane.volumes.scheduler import open_local, run_job
 
 POLARITY_SAMPLE = 5  # slices, at most, evenly chosen, that are inspected
+PAGE_PIXELS = 2**31  # of the slices on the page, at most
 
 
 def predict_volume(
@@ -56,6 +57,7 @@ def predict_volume(
     check_scaled(path, source.shape[1:], scale, args.max_pixels)
     source = dataclasses.replace(source, voxel=(source.voxel[0], *(size or (None, None))))
     slices = _list_slices(args, source)
+    most = min(outputs.PAGE_SLICES, PAGE_PIXELS // math.prod(source.shape[1:]))
     job = Job(
         flags=args,
         source=path.resolve(),
@@ -68,7 +70,7 @@ def predict_volume(
         block=choose_block(source.shape, scale),
         levels=pyramid.plan_levels(source.shape, source.voxel),
         slices=slices,
-        shown=frozenset(outputs.choose_evenly(source.shape[0], outputs.PAGE_SLICES)),
+        shown=frozenset(outputs.choose_evenly(source.shape[0], most)),
         corrections=read_corrections(args.corrections, dict(slices)),
     )
     if args.labels and job.block[1:] != source.shape[1:]:
