@@ -32,6 +32,8 @@ from membrane.io.writers import write_json
 
 SHIFTS, OWN = HERE / "shifts.json", HERE / "own_data.jsonl"
 CORRECTED = HERE / "corrected.jsonl"
+CORRECTED_JOBS = [*((count, False) for count in COUNTS), (max(COUNTS), True)]
+NEAR, UNKNOWN = 48, 128  # px around corrections, and the label elsewhere, as the page saves them
 OWN_SCRATCH = quality.SCRATCH / "own"
 INIT, NOTHING = "--init", "from nothing"
 OWN_JOBS = [(0, INIT), *((count, start) for count in (1, 2, 5) for start in (INIT, NOTHING))]
@@ -51,10 +53,10 @@ def measure(args: argparse.Namespace) -> int:
     if args.what == "shifts":
         write_json(SHIFTS, score_shifts(slices, read_rows(quality.ROWS)))
     elif args.what == "corrected":
-        done = [row["decisions"] for row in read_rows(CORRECTED)]
-        for count in COUNTS:
-            if count not in done:
-                append_row(CORRECTED, score_corrected(slices, count))
+        done = [(row["decisions"], row["near"]) for row in read_rows(CORRECTED)]
+        for job in CORRECTED_JOBS:
+            if job not in done:
+                append_row(CORRECTED, score_corrected(slices, *job))
     else:
         done = [(row["slices"], row["start"]) for row in read_rows(OWN)]
         for job in OWN_JOBS:
@@ -148,29 +150,45 @@ def score_own(slices: list, count: int, start: str) -> dict:
     return row | score_others(slices, run)
 
 
-def score_corrected(slices: list, count: int) -> dict:
+def score_corrected(slices: list, count: int, near: bool) -> dict:
     """Trains on masks of slices of another kind, after so many decisions on each; returns a row.
 
     The first run predicts 14 to 18, darkened, as predict.py does; the labels decide what the page
-    asks; the masks with these corrections are what `train.py --init` goes on with.
+    asks; the masks with these corrections, or only what is `near` them, are what `train.py --init`
+    goes on with.
     """
     own = [darken(*one) for one in slices[13:18]]
     first = train_first(slices)
     flags = ["--model", str(first), "--threshold", "0.5"]
     with tempfile.TemporaryDirectory() as scratch:
         masks, changed = proofread(Path(scratch), own, flags, count)
+        made = json.loads(Path(scratch, f"worth-{count}.json").read_text("utf-8"))["slices"]
     labels = [to_interior(label, name) for name, _, label in own]
     pairs = zip(labels, masks, strict=True)
     mean = metrics.mean_scores([metrics.score_slice(*pair) for pair in pairs])
-    made = [
-        (name, image, mask * np.uint8(255))
+    taught = [
+        (name, image, make_label(mask, made[name] if near else None))
         for (name, image, _), mask in zip(own, masks, strict=True)
     ]
     flags = ["--epochs", str(train.EPOCHS_INIT), "--init", str(first)]
-    run, record = quality.train_run(made, flags, OWN_SCRATCH / f"corrected-{count}")
-    row = {"decisions": count, "changed": round(np.mean(changed), 3), "minutes": record["minutes"]}
+    flags += ["--ignore", str(UNKNOWN)] if near else []
+    folder = OWN_SCRATCH / f"corrected-{count}{'-near' * near}"
+    run, record = quality.train_run(taught, flags, folder)
+    row = {"decisions": count, "near": near, "changed": round(np.mean(changed), 3)}
+    row |= {"minutes": record["minutes"]}
     row |= {f"corrected_{key}": round(mean[key], 4) for key in SCORES}
     return row | score_others(slices, run)
+
+
+def make_label(mask: np.ndarray, operations: list[dict] | None) -> np.ndarray:
+    """Returns a label, uint8, of a mask, bool: all of it, or what is near some operations."""
+    label = mask * np.uint8(255)
+    if operations is not None:
+        far = np.ones(mask.shape, bool)
+        for one in operations:
+            far.ravel()[one["pixels"]] = False
+        label[ndimage.distance_transform_edt(far) > NEAR] = UNKNOWN
+    return label
 
 
 def train_first(slices: list):
@@ -219,7 +237,7 @@ def draw_tables() -> dict[str, str]:
     lines = [(name, *(f"{score:.4f}" for score in scores)) for name, scores in shifts.items()]
     corrected = [
         (
-            row["decisions"],
+            f"{row['decisions']}, only near them" if row["near"] else row["decisions"],
             "{corrected_v_rand:.4f} / {corrected_v_info:.4f}".format(**row),
             f"{row['minutes']:g} min",
             *(f"{row[key]:.4f}" for key in SCORES),

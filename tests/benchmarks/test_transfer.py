@@ -37,3 +37,13 @@ def test_slices_are_predicted_at_a_scale_and_scored_at_their_own_size():
         label = interior * np.uint8(255)
         (scores,) = transfer.score_masks(predict, [("a", image, label)], 0.5, scale)
         assert 0.5 < scores["v_rand"] <= 1 and 0.5 < scores["v_info"] <= 1
+
+
+def test_a_label_is_known_near_corrections_only():
+    mask = np.zeros((120, 130), bool)
+    mask[:, 20:] = True
+    assert np.array_equal(transfer.make_label(mask, None), mask * 255)
+    label = transfer.make_label(mask, [{"pixels": [60 * 130 + 10]}])
+    y, x = np.indices(mask.shape)
+    near = np.hypot(y - 60, x - 10) <= transfer.NEAR
+    assert np.array_equal(label, np.where(near, mask * 255, transfer.UNKNOWN))
