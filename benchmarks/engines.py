@@ -228,8 +228,9 @@ def pipeline(precision: str, folder: Path, flags: list[str]) -> dict:
     """predict.py on a folder of slices, without its start and its contact sheet."""
     predictor, workers = load_predictor(precision)
     import predict
+    from membrane.inference import outputs
 
-    predict.THUMBNAIL_PAGES = 0
+    outputs.SHEET_SLICES = 0
     args = predict.parse_args([str(folder / "slices"), *flags])
 
     def run():
@@ -257,7 +258,7 @@ def naive_pipeline(precision: str, folder: Path) -> dict:
 
 def make_batches(folder: Path):
     """Returns endless batches of tiles as train.py makes them, a tf.data.Dataset."""
-    cli.start_tensorflow()
+    cli.start_tensorflow(training=True)
     import data
 
     images = list(np.load(folder / "slices.npy"))

@@ -90,11 +90,10 @@ def test_a_network_of_another_output_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_our_engines_run_what_predict_and_train_run(tmp_path, monkeypatch):
-    import predict  # not above, where every engine's process would import them
-    from membrane.inference import outputs
+    from membrane.inference import outputs  # not above, where every engine would import it
     from membrane.io.writers import write_pages
 
-    monkeypatch.setattr(predict, "THUMBNAIL_PAGES", predict.THUMBNAIL_PAGES)  # put back afterwards
+    monkeypatch.setattr(outputs, "SHEET_SLICES", outputs.SHEET_SLICES)  # put back afterwards
     monkeypatch.setattr(engines, "STEPS", 1)
     slices = np.random.default_rng(0).integers(0, 256, (2, 512, 512), np.uint8)
     for number, image in enumerate(slices):
