@@ -89,7 +89,7 @@ def train(args: argparse.Namespace) -> int:
     import data
     from membrane import folders, runs
     from membrane.errors import UserError
-    from membrane.inference.fused_unet import fused_unet, has_dilated_gradient
+    from membrane.inference.fused_unet import fused_unet, has_dilated_gradient, is_dilated
     from membrane.inference.loading import load_network
     from membrane.inference.precision import choose_precision, with_dtype
     from membrane.inference.receptive_field import stride_and_radius
@@ -137,9 +137,9 @@ def train(args: argparse.Namespace) -> int:
         0.0, falling, alpha=0.01, warmup_target=args.learning_rate, warmup_steps=steps
     )
     model = fused_unet(network)  # the same function of the same weights, evaluated faster
-    if model is network and args.dilation > 1 and not has_dilated_gradient():
+    if model is network and is_dilated(network) and not has_dilated_gradient():
         why = "TensorFlow cannot train this network's dilated convolutions on this CPU"
-        raise UserError(f"--dilation {args.dilation}: {why}; add --dilation 1")
+        raise UserError(f"{why}; train it without: --dilation 1")
     model.compile(
         optimizer=muon.Muon(schedule), loss="binary_crossentropy", metrics=[callbacks.membrane_iou]
     )

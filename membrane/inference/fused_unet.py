@@ -142,6 +142,11 @@ def has_dilated_gradient() -> bool:
     return True
 
 
+def is_dilated(network: keras.Model) -> bool:
+    """Tells whether some convolution of a network is dilated."""
+    return any(np.max(getattr(layer, "dilation_rate", 1)) > 1 for layer in network.layers)
+
+
 def conv2d_of_phases(x, kernel, strides, padding, dilations) -> tf.Tensor:
     """Computes `tf.nn.conv2d` with a dilation n as undilated ones, each of every n-th pixel."""
     return tf.nn.with_space_to_batch(

@@ -10,10 +10,8 @@ def with_dtype(model: keras.Model, dtype: str) -> keras.Model:
     """Returns a copy of a functional model, same weights, that computes in `dtype`.
 
     It is "float32", "float64" or "mixed_bfloat16"; with the last one, variables and the output
-    layer stay float32. A model that does so already is returned itself.
+    layer stay float32.
     """
-    if {layer.dtype_policy.name for layer in model.layers} == {dtype}:
-        return model
     output = model.outputs[0]._keras_history.operation.name
 
     def convert(layer):

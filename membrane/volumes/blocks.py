@@ -23,7 +23,6 @@ from membrane.io import normalization
 from membrane.io.labels import INTERIOR
 from membrane.io.normalization import make_normalizer, middle_region
 from membrane.io.tissue import REACH, fill_blank, find_blank
-from membrane.viewer.page import is_editable
 from membrane.volumes import pyramid, store
 from membrane.volumes.jobs import Block, Job, mark
 from membrane.volumes.labels import BlockLabels
@@ -52,7 +51,6 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
     masks = np.empty(np.subtract(block.stop, block.start), np.uint8)
     maps, held, ahead = np.empty_like(masks), {}, ROUNDS if flags.neighbours else 0
     labels, pages, entries = BlockLabels(block) if flags.labels else None, {}, []
-    shown = job.shown if block.region == full_region(shape) and is_editable(shape) else frozenset()
     first, last = max(block.z.start - ahead, 0), min(block.z.stop + ahead, source.shape[0])
     stack, samples = _read(source, slice(first, last), wide)
 
@@ -77,9 +75,10 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
         if block.z.start <= z < block.z.stop:
             if flags.probability:
                 maps[z - block.z.start] = normalization.to_bytes(probability[wanted])
-            if flags.labels or z in shown:
-                about = {"normalize": normalize, "pixel_size": source.pixel_size}
-                name = Source(job.source, f"{job.slices[z][0]}.png", 1, z)
+            if flags.labels or z in job.shown:
+                size = (flags.pixel_size,) * 2 if flags.pixel_size else source.pixel_size
+                about = {"normalize": normalize, "pixel_size": size}
+                name = Source(job.source, f"{job.slices.get(z, ('', ''))[0]}.png", 1, z)
                 pages[z] = Page(name, 0, whole, blank, probability=probability, **about)
         held[z] = job.threshold_map(probability, flags.threshold, flags.plain, wanted)
         return held[z]
@@ -92,13 +91,13 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
         else:
             segmentation = segment(z).close_gaps(flags.threshold)
         predicted = segmentation.mask()
-        mask, (name, key) = predicted.copy(), job.slices[z]
+        mask, (name, key) = predicted.copy(), job.slices.get(z, ("", ""))
         done = job.corrections.apply(name, mask, segmentation, shape, block.region)
         masks[number] = mask * np.uint8(INTERIOR)
         page = pages.pop(z, None)
         if labels:
             labels.add(z, page.probability, mask, page.blank)
-        if z in shown:
+        if z in job.shown:
             page.mask, page.segmentation = masks[number], segmentation
             page.map = normalization.to_bytes(page.probability)
             made = make_entries(page, key, predicted, done, flags.probability, labels=False)
@@ -172,8 +171,8 @@ def describe(job: Job, source: store.Volume, predictor: Predictor, workers: int)
     written = outputs * sum(math.prod(shape) for shape, _ in job.levels)
     block, chunk = format_shape(job.block), format_shape(pyramid.chunk_of(job.block))
     levels_above = f"; {sum(counts[1:]):,} more for a pyramid" if counts[1:] else ""
-    shown = len(job.shown) if is_editable(shape) else 0
-    page = f"; {shown * math.prod(shape) * PAGE_BYTES / 1e6:,.0f} MB for the page" if shown else ""
+    pixels = len(job.shown) * math.prod(shape)
+    page = f"; {pixels * PAGE_BYTES / 1e6:,.0f} MB for the page" if pixels else ""
     hours = tqdm.format_interval(voxels / rate)
     return [
         f"Volume: {format_shape(source.shape)} (z, y, x), {voxels / 1e6:,.1f} Mvoxel, "
@@ -183,7 +182,7 @@ def describe(job: Job, source: store.Volume, predictor: Predictor, workers: int)
         + page,
         f"Read and computed beyond the blocks' own pixels: {max(0.0, more - 1):.0%}",
         f"Time: about {hours} (h:min:s) at {rate / 1e6:.2f} Mpixel/s, as this machine did on "
-        f"{format_shape(image.shape)} px of it",
+        f"{format_shape(image.shape)} px of it" + ", without the page" * bool(pixels),
     ]
 
 

@@ -21,7 +21,7 @@ from membrane.inference.sources import find_sources, list_keys
 from membrane.io.normalization import middle_region
 from membrane.io.pixel_size import find_scale
 from membrane.io.readers import is_zarr
-from membrane.viewer.page import make_views
+from membrane.viewer.page import is_editable, make_views
 from membrane.viewer.plots import make_thumbnail
 from membrane.volumes import blocks, labels, pyramid, store
 from membrane.volumes.jobs import SIDE, Job, choose_block
@@ -56,8 +56,10 @@ def predict_volume(
     scale = find_scale(size, record.get("pixel_size"))
     check_scaled(path, source.shape[1:], scale, args.max_pixels)
     source = dataclasses.replace(source, voxel=(source.voxel[0], *(size or (None, None))))
-    slices = _list_slices(args, source)
-    most = min(outputs.PAGE_SLICES, PAGE_PIXELS // math.prod(source.shape[1:]))
+    slices, shown = _list_slices(args, source), ()
+    if is_editable(source.shape[1:]):
+        most = min(outputs.PAGE_SLICES, PAGE_PIXELS // math.prod(source.shape[1:]))
+        shown = outputs.choose_evenly(source.shape[0], most)
     job = Job(
         flags=args,
         source=path.resolve(),
@@ -69,8 +71,8 @@ def predict_volume(
         scale=scale,
         block=choose_block(source.shape, scale),
         levels=pyramid.plan_levels(source.shape, source.voxel),
-        slices=slices,
-        shown=frozenset(outputs.choose_evenly(source.shape[0], most)),
+        slices={z: one for z, one in enumerate(slices) if args.corrections or z in shown},
+        shown=frozenset(shown),
         corrections=read_corrections(args.corrections, dict(slices)),
     )
     if args.labels and job.block[1:] != source.shape[1:]:
@@ -120,12 +122,16 @@ def predict_volume(
 def _list_slices(args, source: store.Volume) -> list[tuple[str, str]]:
     """Returns the name and the key of each slice on the page: of a folder or stack as without Zarr.
 
-    Those of a Zarr are told from others by their number, shape, and what the middles of the first
-    and the last one show.
+    Those of a Zarr, and where two have one name, are told from others by their number, shape, and
+    what the middles of the first and the last one show.
     """
     if not is_zarr(args.input[0]):
-        usable, _ = find_sources(source.files, args.max_pixels, args.channel)
-        return list(list_keys(usable).items())
+        try:
+            usable, _ = find_sources(source.files, args.max_pixels, args.channel)
+            return list(list_keys(usable).items())
+        except UserError:  # two slices of one name
+            if args.corrections:
+                raise
     depth, *shape = source.shape
     state = hashlib.sha256(repr(source.shape).encode())
     for z in (0, depth - 1):
@@ -135,7 +141,7 @@ def _list_slices(args, source: store.Volume) -> list[tuple[str, str]]:
 
 
 def _draw(job: Job, source: store.Volume, membrane: dict, metadata: dict, shown: list) -> None:
-    """Draws the contact sheet, and the page, of some slices where it corrects none."""
+    """Draws the contact sheet, and the page: to look at, where no slice can be corrected."""
     folder, sheet, viewed = job.masks.parent, [], []
     for z in outputs.choose_evenly(source.shape[0], outputs.SHEET_SLICES):
         image, mask = blocks.show(job, source, z)

@@ -54,7 +54,6 @@ def make_job(source, folder, block=(2, 4, 4), levels=(((2, 4, 4), (1, 1, 1)),), 
         scale=(1.0, 1.0),
         block=block,
         levels=levels,
-        slices=[(f"z {z}", "key") for z in range(9)],
     )
 
 
