@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import SMALL, fail_at, read_history, read_weights, run
+from conftest import SMALL, fail_at, read_history, read_weights, run, shorten
 from tensorflow.python.framework import config
 
 import data
@@ -29,7 +29,7 @@ def whole(data_set, tmp_path_factory):
     """A training of four epochs that nothing disturbed."""
     output = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "TILES_PER_EPOCH", 8)
+        shorten(patch)
         assert run(train, "--data", data_set, *RESUMED, "--output", output) == 0
     return output
 
