@@ -110,11 +110,10 @@ def shorten(patch):
     patch.setattr(augmentation, "TILE", 64)
 
 
-def read_listed(folder):
-    """Returns what the page of a prediction lists of each slice."""
+def read_page_data(folder):
+    """Returns what the page of a prediction knows: its slices, among others."""
     text = (folder / "index.html").read_text(encoding="utf-8")
-    data = text.partition('id="data">')[2].partition("</script>")[0]
-    return json.loads(data)["slices"]
+    return json.loads(text.partition('id="data">')[2].partition("</script>")[0])
 
 
 def read_history(folder):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from conftest import PRETRAINED, check_refusal, read_listed, run_predict
+from conftest import PRETRAINED, check_refusal, read_page_data, run_predict
 from PIL import Image
 from skimage.measure import label as connected_components
 from test_neighbours import make_series
@@ -146,7 +146,7 @@ def test_a_volume_is_corrected_as_the_folder_is(series, corrections, tmp_path):
     for one, other in zip(folder, volume, strict=True):
         assert {**one, "operations": None} == {**other, "operations": None}
     assert [len(one["operations"]) for one in volume] == [9, 0, 1]
-    known = [[(one["name"], one["key"]) for one in read_listed(root)]
+    known = [[(one["name"], one["key"]) for one in read_page_data(root)["slices"]]
              for root in (series / "masks", tmp_path / "v")]  # fmt: skip
     assert known[0] == known[1]
 
@@ -155,7 +155,7 @@ def test_a_zarr_is_corrected_on_its_own_page(series, tmp_path, capsys):
     images = tifffile.imread(series / "stack.tif")
     zarr.create_array(str(tmp_path / "v.zarr"), data=images, chunks=(1, 64, 64))
     assert predict(tmp_path / "v.zarr", tmp_path / "masks") == 0
-    listed = read_listed(tmp_path / "masks")
+    listed = read_page_data(tmp_path / "masks")["slices"]
     assert [one["name"] for one in listed] == ["z 0", "z 1", "z 2"]
     assert all(one["editable"] and one["save_as"] == f"{one['name']}.png" for one in listed)
     first = read_edit(picture_path(tmp_path / "masks", listed[0]["file"], EDIT))

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import PRETRAINED, check_refusal, run_predict
+from conftest import PRETRAINED, check_refusal, read_page_data, run_predict
 from PIL import Image
 
 from membrane import synthetic
@@ -36,11 +36,6 @@ def predict(large, output, *flags):
     return run_predict(large / "slices", "--model", PRETRAINED, "--output", output, *flags)
 
 
-def read_page(folder):
-    text = (folder / "index.html").read_text()
-    return json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
-
-
 def read_edit(folder, entry):
     return page.read_edit(page.picture_path(folder, entry["file"], page.EDIT))
 
@@ -50,7 +45,7 @@ def read(folder, name):
 
 
 def test_a_large_slice_is_corrected_in_windows(large):
-    listed = read_page(large / "masks")["slices"]
+    listed = read_page_data(large / "masks")["slices"]
     assert len(listed) == 20
     assert [one["before"] for one in listed] == [None] * 10 + [*range(10)]
     assert [one["after"] for one in listed] == [*range(10, 20)] + [None] * 10
@@ -81,7 +76,7 @@ def test_a_large_slice_is_corrected_in_windows(large):
     assert predict(large, large / "corrected", "--corrections", large / "made.json") == 0
     assert np.array_equal(read(large / "corrected", "a"), expected)
     assert np.array_equal(read(large / "corrected", "b"), read(large / "masks", "b"))
-    after = read_page(large / "corrected")["slices"]
+    after = read_page_data(large / "corrected")["slices"]
     assert [one.get("corrected") for one in after[:2]] == [None, len(made["a/y0 x0"])]
     edit = read_edit(large / "corrected", after[1])
     assert edit["operations"] == made["a/y0 x0"]
@@ -96,11 +91,11 @@ def stroke():
 
 def test_what_an_interrupted_prediction_has_left_can_be_corrected(large):
     about = large / "masks/about/prediction.json"
-    listed = read_page(large / "masks")["slices"]
+    listed = read_page_data(large / "masks")["slices"]
     about.write_text(json.dumps(json.loads(about.read_text()) | {"finished": False}))
     (large / "masks/b.png").unlink()
     assert predict(large, large / "masks") == 0
-    assert read_page(large / "masks")["slices"] == listed
+    assert read_page_data(large / "masks")["slices"] == listed
 
 
 def test_a_file_that_is_mended_takes_nothing_from_the_others(tmp_path):
@@ -112,11 +107,11 @@ def test_a_file_that_is_mended_takes_nothing_from_the_others(tmp_path):
     (tmp_path / "slices/a.png").write_bytes(b"none")
     flags = ("--labels", "--no-neighbours")
     assert predict(tmp_path, tmp_path / "masks", *flags) == 1
-    key = read_page(tmp_path / "masks")["key"]
+    key = read_page_data(tmp_path / "masks")["key"]
     (tmp_path / "slices/a.png").write_bytes(good)
     assert predict(tmp_path, tmp_path / "masks", *flags) == 0
-    assert read_page(tmp_path / "masks")["key"] == key  # what the browser has stored stays
-    listed = read_page(tmp_path / "masks")["slices"]
+    assert read_page_data(tmp_path / "masks")["key"] == key  # what the browser has stored stays
+    listed = read_page_data(tmp_path / "masks")["slices"]
     assert [one["name"] for one in listed] == ["a", "b", "c"]
     for number, one in enumerate(listed):
         assert read_edit(tmp_path / "masks", one)["shape"] == [60 + 10 * number, 70]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from conftest import PRETRAINED, check_refusal, read_listed, run_predict
+from conftest import PRETRAINED, check_refusal, read_page_data, run_predict
 from ome_zarr.writer import write_image
 from PIL import Image
 
@@ -241,7 +241,7 @@ def test_a_truncated_chunk_costs_the_blocks_that_need_it_until_it_is_mended(
         assert run(stack, tmp_path / "masks") == 0
     assert sorted(block.start for block in done) == [(0, 0, 0), (2, 0, 0), (4, 0, 0)]
     assert np.array_equal(read(tmp_path / "masks/stack.zarr"), whole)
-    listed = read_listed(tmp_path / "masks")  # also those of the interrupted command
+    listed = read_page_data(tmp_path / "masks")["slices"]  # also those of the interrupted command
     assert [one["name"] for one in listed] == [f"z {z}" for z in range(12)]
     assert all(one["editable"] for one in listed)
 
