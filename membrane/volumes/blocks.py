@@ -20,7 +20,7 @@ from membrane.inference.predictor import Predictor
 from membrane.inference.sources import Source
 from membrane.inference.tiling import Region, expand, full_region, relative_to, shape_of
 from membrane.io import normalization
-from membrane.io.labels import INTERIOR
+from membrane.io.labels import to_mask_bytes
 from membrane.io.normalization import make_normalizer, middle_region
 from membrane.io.tissue import REACH, fill_blank, find_blank
 from membrane.volumes import pyramid, store
@@ -39,7 +39,7 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
     Returns:
         membrane: how many membrane pixels each of its slices has.
         agreed: whether each agrees with the one before, where that can be told.
-        entries: what the page says of those slices that it corrects.
+        entries: what the page says of those slices that it corrects, but for their keys.
         computed_in: the precision of whoever predicted it.
     """
     shape = source.shape[1:]
@@ -78,8 +78,8 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
             if flags.labels or z in job.shown:
                 size = (flags.pixel_size,) * 2 if flags.pixel_size else source.pixel_size
                 about = {"normalize": normalize, "pixel_size": size}
-                name = Source(job.source, f"{job.slices.get(z, ('', ''))[0]}.png", 1, z)
-                pages[z] = Page(name, 0, whole, blank, probability=probability, **about)
+                file = Source(job.source, f"{job.names.get(z, '')}.png", 1, z)
+                pages[z] = Page(file, 0, whole, blank, probability=probability, **about)
         held[z] = job.threshold_map(probability, flags.threshold, flags.plain, wanted)
         return held[z]
 
@@ -91,16 +91,16 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
         else:
             segmentation = segment(z).close_gaps(flags.threshold)
         predicted = segmentation.mask()
-        mask, (name, key) = predicted.copy(), job.slices.get(z, ("", ""))
+        mask, name = predicted.copy(), job.names.get(z, "")
         done = job.corrections.apply(name, mask, segmentation, shape, block.region)
-        masks[number] = mask * np.uint8(INTERIOR)
         page = pages.pop(z, None)
         if labels:
             labels.add(z, page.probability, mask, page.blank)
+        masks[number] = to_mask_bytes(mask)
         if z in job.shown:
             page.mask, page.segmentation = masks[number], segmentation
             page.map = normalization.to_bytes(page.probability)
-            made = make_entries(page, key, predicted, done, flags.probability, labels=False)
+            made = make_entries(page, "", predicted, done, flags.probability, labels=False)
             entries += [entry.write(job.masks.parent) for entry in made]
         series.forget(z - NEIGHBOURS)
         held.pop(z - NEIGHBOURS, None)

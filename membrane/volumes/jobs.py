@@ -62,8 +62,7 @@ class Job:
     scale: tuple[float, float]  # of height and width, to the pixels the network is trained at
     block: tuple[int, int, int]  # shape of the blocks, (z, y, x), of `choose_block`
     levels: Sequence[tuple]  # of the pyramid, of `pyramid.plan_levels`
-    slices: dict[int, tuple[str, str]] = field(default_factory=dict)  # name and key on the page, of
-    # the slices that are shown there or may be corrected
+    names: dict[int, str] = field(default_factory=dict)  # on the page, of shown or corrected slices
     shown: frozenset[int] = frozenset()  # the slices on the page, whose decisions are written
     corrections: Corrections = field(default_factory=Corrections)  # of masks, by those names
 

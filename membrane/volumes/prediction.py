@@ -71,7 +71,7 @@ def predict_volume(
         scale=scale,
         block=choose_block(source.shape, scale),
         levels=pyramid.plan_levels(source.shape, source.voxel),
-        slices={z: one for z, one in enumerate(slices) if args.corrections or z in shown},
+        names={z: one for z, (one, _) in enumerate(slices) if args.corrections or z in shown},
         shown=frozenset(shown),
         corrections=read_corrections(args.corrections, dict(slices)),
     )
@@ -113,6 +113,7 @@ def predict_volume(
     if not failed:
         if args.labels:
             outputs.note_objects(labels.number_objects(job, source, args.slice_thickness))
+        entries = [one | {"key": slices[one["slice"]][1]} for one in entries]
         _draw(job, source, membrane, metadata, entries)
         outputs.finish_metadata(folder, metadata, device, membrane, failed)
         shutil.rmtree(job.markers, ignore_errors=True)

@@ -82,9 +82,7 @@ def run_job(
             membrane[block.z] += result["membrane"]
             precisions.add(result["computed_in"])
             agreed += result["agreed"]
-            entries += [  # the key is that of the volume as it is now, whoever wrote the block
-                one | {"key": job.slices[one["slice"]][1]} for one in result.get("entries", ())
-            ]
+            entries += result.get("entries", ())
             progress(math.prod(np.subtract(block.stop, block.start)) / 1e6)
         for level in range(1, 1 if failed else len(job.levels)):
             for _ in _finish_level(job, level, partial(shrink_block, job), pool):
