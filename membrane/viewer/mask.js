@@ -25,17 +25,16 @@ function eachOnStroke({ points, size }, { width, height }, use) {
   }
 }
 
-// Calls use(index) for each pixel that an operation is about.
-function eachTouched(operation, size, use) {
+// Calls use(index) for each pixel that an operation changes.
+function eachChanged(operation, size, use) {
   if (operation.points) eachOnStroke(operation, size, use);
-  else if (operation.pixels) operation.pixels.forEach((index) => use(index));
-  else use(operation.at[1] * size.width + operation.at[0]);
+  else operation.pixels?.forEach((index) => use(index));
 }
 
 // Applies an operation to a mask.
 function applyOperation(operation, mask, size) {
   const value = VALUES[operation.kind];  // that of "leave" is none
-  if (value !== undefined) eachTouched(operation, size, (index) => { mask[index] = value; });
+  if (value !== undefined) eachChanged(operation, size, (index) => { mask[index] = value; });
 }
 
 // Grows the cells of some pixels [x, y] at one pace, up to a barrier of indices. Returns whose each
@@ -92,7 +91,8 @@ function countCells(pixels, mask, size) {
 function findNear(operations, { width, height }, reach) {
   const down = new Float64Array(width * height).fill(Infinity);  // px to the nearest in the column
   for (const operation of operations) {
-    eachTouched(operation, { width, height }, (index) => { down[index] = 0; });
+    eachChanged(operation, { width, height }, (index) => { down[index] = 0; });
+    if (operation.at) down[operation.at[1] * width + operation.at[0]] = 0;
   }
   for (let i = width; i < down.length; i++) down[i] = Math.min(down[i], down[i - width] + 1);
   for (let i = down.length - width - 1; i >= 0; i--) {

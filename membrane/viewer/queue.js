@@ -115,18 +115,27 @@ function decide(kind) {
     say("No decision is shown: press n for the next.");
     return;
   }
-  const { at, sides, pixels } = current.decisions[asked];
-  // also where it is so already: another model's mask may have it otherwise
-  const operation = kind === "leave" ? { kind, at, sides } : { kind, at, sides, pixels };
-  const decision = asked;
+  const operation = makeOperation(kind, current.decisions[asked]), decision = asked;
   asked = null;
   change(() => addOperation(DATA.slices[shown].name, operation, decision));
   goToNext();
 }
 
+// The operation that a decision is. It is one, too, where the mask has it so already: another
+// model's may have it otherwise. Two that are one cell already have no pixels to join: some may be
+// of a border that was separated since.
+function makeOperation(kind, { at, sides, pixels, joined }) {
+  if (kind === "leave") return { kind, at, sides };
+  const asPredicted = joined === (kind === "join");
+  if (asPredicted && isJoined({ pixels }) !== joined) {  // painted over: painted again
+    return { kind: joined ? "cell" : "membrane", pixels };
+  }
+  return { kind, at, sides, pixels: asPredicted && joined ? [] : pixels };
+}
+
 // Takes back the decision before, and asks it again.
 function goBack() {
-  const entry = change(() => takeBack((one) => DECISIONS.includes(one.operation.kind)));
+  const entry = change(() => takeBack((one) => one.decision !== undefined));
   if (entry) goToChanged(entry);
   else say("There is no decision before.");
 }

@@ -239,7 +239,7 @@ def find_touched(operation):
     if "points" in operation:
         return find_stroke(operation["points"], operation["size"])
     touched = np.zeros((HEIGHT, WIDTH), bool)
-    touched.ravel()[operation.get("pixels", flat([operation.get("at", [0, 0])]))] = True
+    touched.ravel()[operation.get("pixels") or flat([operation["at"]])] = True
     return touched
 
 
@@ -247,7 +247,7 @@ def correct(mask, operations):
     """Returns a mask after operations on it."""
     mask = mask.copy()
     for operation in operations:
-        if operation["kind"] != "leave":
+        if operation["kind"] != "leave" and operation.get("pixels") != []:
             mask[find_touched(operation)] = 255 * (operation["kind"] in ("join", "cell"))
     return mask
 
@@ -286,7 +286,7 @@ def test_what_is_decided_by_keys_and_painted_is_kept_saved_and_loaded(editor, tm
     editor.decide("j", "3 of 4: joined now")  # as it is
     editor.wait(lambda: editor.text("status").startswith("decision 4"))
     assert editor.operations(NAMES[1]) == [plain(CUT, "separate")]
-    assert editor.operations(NAMES[2]) == [plain(CUT, "join")]
+    assert editor.operations(NAMES[2]) == [plain(CUT, "join") | {"pixels": []}]
 
     editor.press(Keys.ESCAPE, "0", "2", "]", "]", "]")  # the first slice, brush of 8 px
     editor.wait_for_mask()
@@ -382,6 +382,35 @@ def test_a_decision_is_tinted_in_the_middle_whatever_is_painted_beside_it(editor
     # the same place of the slice after it is beside it; there is none before
     assert editor.ask("$('earlier').parentElement.hidden && !$('later').parentElement.hidden")
     assert editor.ask("$('later').wanted.src").endswith("00001-slice.jpg")
+
+
+def test_to_leave_two_sides_one_cell_opens_no_border_and_mends_what_was_painted(
+    browser, downloads, tmp_path
+):
+    across = CUT | {"at": [58, 60], "sides": [[58, 50], [58, 70]], "gain": 1.0}
+    across["pixels"] = flat((x, 60) for x in range(43, 80))
+    lower = CUT | {"at": [60, 180], "sides": [[50, 180], [70, 180]], "gain": 0.5}
+    lower["pixels"] = flat((60, y) for y in range(163, 200))
+    slices = [write_slice(tmp_path, 0, "a", [CUT | {"gain": 2.0}, across, lower])]
+    page.write_page(tmp_path / "index.html", slices, "", "", KEY)
+    editor = Editor(browser, downloads, tmp_path)
+    editor.press("2")
+    editor.drag([60, 165], [60, 199])
+    editor.drag([60, 165], [60, 160])
+    assert ndimage.label(correct(make_mask(), editor.operations("a")))[1] == 31
+    editor.press("n")
+    editor.decide("s", "1 of 3: joined now")
+    editor.decide("j", "2 of 3: joined now")  # crosses the cut
+    editor.decide("j", "3 of 3: separate now")  # painted over
+    *painted, cut, crossed, mended = editor.operations("a")
+    assert [cut, crossed] == [plain(CUT, "separate"), plain(across, "join") | {"pixels": []}]
+    assert mended == {"kind": "cell", "pixels": lower["pixels"]}
+    now = np.array(editor.ask("[...current.now]")).reshape(HEIGHT, WIDTH)
+    np.testing.assert_array_equal(now, correct(make_mask(), [*painted, cut, mended]))
+    editor.wait(lambda: editor.text("status") == "No decision is open.")
+    editor.press("b")
+    editor.wait(lambda: editor.text("status").startswith("decision 3 of 3: separate now"))
+    assert editor.operations("a") == [*painted, cut, crossed]
 
 
 def test_a_stroke_that_is_not_finished_leaves_nothing(editor):
