@@ -12,7 +12,7 @@ from conftest import PRETRAINED
 
 from membrane.runs import ROOT
 
-KILLS = 10
+KILLS = 4  # of a command, at random moments
 MADE = ("*.png", "labels/*", "probability/*", "about/page/*")  # of a prediction, but its record
 
 

@@ -30,6 +30,7 @@ from membrane import synthetic
 from membrane.runs import ROOT
 
 pytestmark = pytest.mark.slow
+SLICES, FLAGS = 30, ("--labels", "--probability", "--no-tta")
 
 
 @pytest.fixture(scope="module")
@@ -37,20 +38,20 @@ def many(tmp_path_factory):
     """A folder of slices, and the undisturbed masks and labels of it."""
     root = tmp_path_factory.mktemp("many")
     (root / "slices").mkdir()
-    for seed in range(60):
+    for seed in range(SLICES):
         picture = Image.fromarray(synthetic.make_slice(200, 216, seed)[0])
         picture.save(root / "slices" / f"{seed}.png")
     began = time.monotonic()
-    finish(predict_command(root / "slices", root / "masks", "--labels", "--probability"))
+    finish(predict_command(root / "slices", root / "masks", *FLAGS))
     masks = contents(root / "masks", *MADE)
-    assert len(masks) == 3 * 60 + 2 + 7 * 60  # with what the page shows and corrects
+    assert len(masks) == (3 + 7) * SLICES + 2  # with what the page shows and corrects
     return root / "slices", masks, time.monotonic() - began
 
 
-def test_a_prediction_killed_ten_times_ends_like_an_undisturbed_one(many, tmp_path):
+def test_a_prediction_killed_again_and_again_ends_like_an_undisturbed_one(many, tmp_path):
     source, whole, seconds = many
     masks, killed = tmp_path / "masks", 0
-    args = predict_command(source, masks, "--labels", "--probability")
+    args = predict_command(source, masks, *FLAGS)
     for seed in range(5 * KILLS):
         status = kill_at_random(args, seconds, seed)
         assert status <= 0
@@ -82,7 +83,7 @@ def test_a_killed_training_can_be_resumed(data_set, tmp_path):
     assert read_history(run)[: len(known)] == known and len(read_history(run)) == 3
 
 
-def test_a_training_killed_ten_times_ends_like_an_undisturbed_one(tmp_path):
+def test_a_training_killed_again_and_again_ends_like_an_undisturbed_one(tmp_path):
     data = write_data_set(tmp_path / "set")
     flags = ["--epochs", 5, "--filters", 2, 2, "--batch-size", 16, "--seed", 3, "--data", data]
     began = time.monotonic()
@@ -102,16 +103,16 @@ def test_a_training_killed_ten_times_ends_like_an_undisturbed_one(tmp_path):
         if (run / "run.json").exists() and json.loads((run / "run.json").read_text())["finished"]:
             assert all(map(np.array_equal, read_weights(run), whole))
             shutil.rmtree(run)
-        if killed >= KILLS and resumed >= 3:
+        if killed >= KILLS and resumed >= 2:
             break
-    assert killed >= KILLS and resumed >= 3
+    assert killed >= KILLS and resumed >= 2
     if (run / "checkpoint.npz").exists():
         finish(command("train", "--resume", run))
         assert all(map(np.array_equal, read_weights(run), whole))
 
 
-@pytest.mark.parametrize("end, kills", [("zip", 3), ("onnx", KILLS - 3)])
-def test_an_export_killed_ten_times_leaves_a_whole_file_or_none(tmp_path, end, kills):
+@pytest.mark.parametrize("end, kills", [("zip", 2), ("onnx", KILLS - 2)])
+def test_an_export_killed_again_and_again_leaves_a_whole_file_or_none(tmp_path, end, kills):
     path, killed = tmp_path / f"network.{end}", 0
     kind = {"zip": "bioimageio"}.get(end, end)
     args = command("export", "pretrained", "--format", kind, "--output", path)
@@ -135,7 +136,7 @@ def test_an_export_killed_ten_times_leaves_a_whole_file_or_none(tmp_path, end, k
 def test_a_signal_ends_a_prediction_in_one_line_and_it_goes_on_later(many, tmp_path, number):
     source, whole, _ = many
     process = subprocess.Popen(
-        predict_command(source, tmp_path / "masks", "--labels", "--probability"),
+        predict_command(source, tmp_path / "masks", *FLAGS),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # nohup ignores it
@@ -145,7 +146,7 @@ def test_a_signal_ends_a_prediction_in_one_line_and_it_goes_on_later(many, tmp_p
     printed = process.communicate(timeout=60)[1]
     assert process.returncode == 130 and printed == b"predict.py: interrupted\n"
     assert not [path for path in (tmp_path / "masks").rglob("*") if path.name.startswith(".part")]
-    again = finish(predict_command(source, tmp_path / "masks", "--labels", "--probability"))
+    again = finish(predict_command(source, tmp_path / "masks", *FLAGS))
     assert "Going on" in again
     assert contents(tmp_path / "masks", *MADE) == whole
 
@@ -157,7 +158,7 @@ def test_two_predictions_and_two_trainings_at_once_do_not_meet(many, tmp_path):
     shutil.copytree(ROOT, clone, ignore=ignore)
     data = write_data_set(tmp_path / "set")
     train = [sys.executable, "train.py", "--data", data, "--epochs", 1, "--filters", 2, 2]
-    guess = [sys.executable, "predict.py", source, "--model", "pretrained", "--labels"]
+    guess = [sys.executable, "predict.py", source, "--model", "pretrained", "--labels", "--no-tta"]
     processes = [
         subprocess.Popen([*map(str, args)], cwd=clone, stdout=subprocess.PIPE, text=True)
         for args in (train, train, guess, guess)
@@ -170,15 +171,15 @@ def test_two_predictions_and_two_trainings_at_once_do_not_meet(many, tmp_path):
         assert np.array_equal(one, other)  # the same seed
     for folder in (clone / "outputs/masks").iterdir():
         masks = contents(folder, "*.png", "labels/*")
-        assert masks == {name: whole[name] for name in masks} and len(masks) == 2 * 60 + 2
+        assert masks == {name: whole[name] for name in masks} and len(masks) == 2 * SLICES + 2
 
 
-@pytest.mark.parametrize("size", ["40k", "200k", "600k", "1200k"])
+@pytest.mark.parametrize("size", ["40k", "200k", "600k"])
 def test_a_disk_that_fills_up_costs_nothing_that_was_done(many, tmp_path, size):
     source, whole, _ = many
     disk = tmp_path / "disk"
     with small_disk(disk, size) as enlarge:
-        args = predict_command(source, disk / "masks", "--labels", "--probability")
+        args = predict_command(source, disk / "masks", *FLAGS)
         check_full(args)
         known = contents(disk / "masks", *MADE)
         assert all(whole[name] == content for name, content in known.items())

@@ -16,6 +16,10 @@ from membrane import synthetic
 pytestmark = pytest.mark.slow
 
 
+def command_of(source, masks, *flags):
+    return predict_command(source, masks, "--no-tta", *flags)
+
+
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory):
     """A volume of eight blocks whose slices are neighbours, and its undisturbed masks."""
@@ -25,8 +29,8 @@ def stack(tmp_path_factory):
     noise = np.random.default_rng(0).normal(0, 40, slices.shape)
     slices = np.clip(slices + noise, 0, 255).astype(np.uint8)  # each with faults of its own
     zarr.create_array(str(folder / "stack.zarr"), data=slices, chunks=(16, 96, 96))
-    finish(predict_command(folder / "stack.zarr", folder / "masks"))
-    finish(predict_command(folder / "stack.zarr", folder / "alone", "--no-neighbours"))
+    finish(command_of(folder / "stack.zarr", folder / "masks"))
+    finish(command_of(folder / "stack.zarr", folder / "alone", "--no-neighbours"))
     assert not np.array_equal(read(folder / "alone"), read(folder / "masks"))
     return folder / "stack.zarr", read(folder / "masks")
 
@@ -43,7 +47,7 @@ def count(masks):
 
 def start_and_wait_for(blocks, source, masks, *flags):
     """Starts a prediction and returns it when so many blocks are done."""
-    process = start(*predict_command(source, masks, *flags))
+    process = start(*command_of(source, masks, *flags))
     wait_for(lambda: count(masks) >= blocks, process)
     return process
 
@@ -77,7 +81,7 @@ def test_a_killed_driver_goes_on_where_it_was(stack, tmp_path):
     done = {path.name: path.stat().st_mtime_ns for path in (masks / "about/blocks").iterdir()}
     assert 3 <= len(done) < 8
     files = {path: path.stat().st_mtime_ns for path in (masks / "stack.zarr/0/c").rglob("*")}
-    again = subprocess.run(predict_command(source, masks), capture_output=True, text=True)
+    again = subprocess.run(command_of(source, masks), capture_output=True, text=True)
     assert again.returncode == 0 and "Going on" in again.stdout
     chunks = [masks / f"stack.zarr/0/c/{int(name.split('-')[1]) // 16}/0/0" for name in done]
     assert all(chunk.stat().st_mtime_ns == files[chunk] for chunk in chunks)
@@ -105,7 +109,7 @@ def test_a_driver_killed_beside_its_cluster_goes_on_with_two_workers(stack, tmp_
         start_worker()
         process = start_and_wait_for(2, source, masks, "--scheduler", address)
         kill(process)
-        again = predict_command(source, masks, "--scheduler", address)
+        again = command_of(source, masks, "--scheduler", address)
         again = subprocess.run(again, capture_output=True, text=True)
     assert again.returncode == 0 and "Going on" in again.stdout, again.stderr
     assert np.array_equal(read(masks), whole)
@@ -115,7 +119,7 @@ def test_a_scheduler_without_workers_is_said_and_waited_for(stack, tmp_path):
     source, whole = stack
     with cluster(tmp_path) as (address, start_worker):
         flags = [tmp_path / "masks", "--scheduler", address]
-        process = start(*predict_command(source, *flags))
+        process = start(*command_of(source, *flags))
         while b"no worker there yet; start some by: dask worker" not in process.stdout.readline():
             assert process.poll() is None
         start_worker()
@@ -132,7 +136,7 @@ def test_a_scheduler_that_dies_is_reported_in_one_line(stack, tmp_path):
     printed = process.communicate(timeout=120)[0].decode()
     assert process.returncode == 2, printed
     assert "the Dask scheduler is gone" in printed and "Traceback" not in printed
-    assert subprocess.run(predict_command(source, masks), capture_output=True).returncode == 0
+    assert subprocess.run(command_of(source, masks), capture_output=True).returncode == 0
     assert np.array_equal(read(masks), whole)
 
 
@@ -140,8 +144,8 @@ def test_a_full_disk_is_reported_and_what_was_done_is_kept(stack, tmp_path):
     source, whole = stack
     disk = tmp_path / "disk"
     with small_disk(disk, "80k") as enlarge:
-        check_full(predict_command(source, disk / "masks"))
+        check_full(command_of(source, disk / "masks"))
         assert count(disk / "masks") < 8
         enlarge()
-        assert "Going on" in finish(predict_command(source, disk / "masks"))
+        assert "Going on" in finish(command_of(source, disk / "masks"))
         assert np.array_equal(read(disk / "masks"), whole)
