@@ -174,6 +174,7 @@ def predict_slices(args, predictor, workers: int, record: dict, metadata: dict, 
     print(f"Device: {device}\nMasks: {runs.display_path(folder)}", flush=True)
     outputs.note_skipped(args.input)
     total, began = sum(source.pages for source in usable), time.monotonic()
+    pixels = sources.count_pixels(usable, args.max_pixels, args.channel)
     config = batch.PredictionConfig(
         pixel_size=record.get("pixel_size"),
         override_pixel_size=args.pixel_size and (args.pixel_size, args.pixel_size),
@@ -185,7 +186,7 @@ def predict_slices(args, predictor, workers: int, record: dict, metadata: dict, 
         labels=args.labels,
         together=args.neighbours,
         thumbnail_pages=frozenset(outputs.choose_evenly(total, outputs.SHEET_SLICES)),
-        viewer_pages=frozenset(outputs.choose_evenly(total, outputs.PAGE_SLICES)),
+        viewer_pages=frozenset(outputs.choose_listed(total, pixels)),
         corrections=corrected,
         polarity_sample=frozenset(outputs.choose_evenly(total, POLARITY_SAMPLE)),
     )

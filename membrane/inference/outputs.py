@@ -25,6 +25,7 @@ from membrane.viewer.plots import draw_contact_sheet
 
 PAGE = "index.html"  # to look at them
 SHEET_SLICES, PAGE_SLICES = 30, 1000  # at most, evenly chosen: on the contact sheet, on the page
+PAGE_PIXELS = 2**31  # likewise of all slices on the page, which takes 1 to 2 bytes of disk for each
 PLAUSIBLE_MEMBRANE = (0.05, 0.6)  # of a mask's pixels; beyond it the slice is probably unlike
 LINE_SECONDS = 15  # between lines of progress where there is no terminal
 
@@ -176,6 +177,11 @@ def choose_evenly(total: int, count: int) -> list[int]:
     """Returns the numbers of so many slices, or of all, evenly chosen."""
     count = min(count, total)
     return [round(i * (total - 1) / max(1, count - 1)) for i in range(count)]
+
+
+def choose_listed(total: int, pixels: int) -> list[int]:
+    """Returns the numbers of the slices, of so many pixels each, that the page lists."""
+    return choose_evenly(total, min(PAGE_SLICES, max(1, PAGE_PIXELS // pixels)))
 
 
 def note_objects(slices: np.ndarray) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from membrane.errors import UnreadableError, UserError
 from membrane.io.containers import split_inner_path
-from membrane.io.readers import count_pages, list_images
+from membrane.io.readers import count_pages, list_images, read_pages
 from membrane.runs import METADATA_DIR
 
 FOLDERS = {  # in that of the masks; labels as each slice numbers them by itself, while it lasts
@@ -98,6 +98,14 @@ def find_sources(
                     f"{source.file.name} has the name of a page of {other.file.name}; rename it"
                 )
     return sources, failed
+
+
+def count_pixels(sources: Sequence[Source], max_pixels: int, channel: int | None = None) -> int:
+    """Returns the pixels of the first slice; 1 where it cannot be read."""
+    with contextlib.suppress(UnreadableError, LookupError, StopIteration):
+        first = next(read_pages(sources[0].file, max_pixels, stop=1, channel=channel))
+        return first.shape[0] * first.shape[1]
+    return 1
 
 
 def list_keys(sources: Iterable[Source]) -> dict[str, str]:

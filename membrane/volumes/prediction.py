@@ -28,7 +28,6 @@ from membrane.volumes.jobs import SIDE, Job, choose_block
 from membrane.volumes.scheduler import open_local, run_job
 
 POLARITY_SAMPLE = 5  # slices, at most, evenly chosen, that are inspected
-PAGE_PIXELS = 2**31  # of the slices on the page, at most
 
 
 def predict_volume(
@@ -58,8 +57,7 @@ def predict_volume(
     source = dataclasses.replace(source, voxel=(source.voxel[0], *(size or (None, None))))
     slices, shown = _list_slices(args, source), ()
     if is_editable(source.shape[1:]):
-        most = min(outputs.PAGE_SLICES, PAGE_PIXELS // math.prod(source.shape[1:]))
-        shown = outputs.choose_evenly(source.shape[0], most)
+        shown = outputs.choose_listed(source.shape[0], math.prod(source.shape[1:]))
     job = Job(
         flags=args,
         source=path.resolve(),

@@ -14,7 +14,7 @@ from PIL import Image
 
 import predict
 from membrane import synthetic
-from membrane.inference import masks, neighbours, precision
+from membrane.inference import masks, neighbours, outputs, precision
 from membrane.inference.loading import load_network
 from membrane.inference.predictor import Predictor
 from membrane.io import normalization, tissue
@@ -244,6 +244,16 @@ def test_a_truncated_chunk_costs_the_blocks_that_need_it_until_it_is_mended(
     listed = read_page_data(tmp_path / "masks")["slices"]  # also those of the interrupted command
     assert [one["name"] for one in listed] == [f"z {z}" for z in range(12)]
     assert all(one["editable"] for one in listed)
+
+
+def test_the_page_lists_an_even_sample_of_what_would_take_too_much_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(outputs, "PAGE_PIXELS", 3 * 90 * 100 + 1)
+    tifffile.imwrite(tmp_path / "s.tif", STACK[:5, :90, :100], photometric="minisblack")
+    flags = ("--no-tta", "--no-neighbours")
+    for name, more in (("folder", ()), ("volume", ("--zarr",))):
+        assert run(tmp_path / "s.tif", tmp_path / name, *flags, *more) == 0
+        listed = read_page_data(tmp_path / name)["slices"]
+        assert [one["name"] for one in listed] == ["s[1]", "s[3]", "s[5]"]
 
 
 def test_a_block_of_nothing_but_membrane_is_not_taken_for_a_missing_one(tmp_path):
