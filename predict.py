@@ -141,12 +141,10 @@ def predict(args: argparse.Namespace) -> int:
         raise UserError("--submission: of slices and stacks, not of a Zarr")
     if len(args.input) > 1:
         raise UserError("a volume is one folder, file or Zarr; name one")
-    try:
-        from membrane.volumes.prediction import predict_volume
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"{args.input[0]}: volumes need {error.name}; pip install -r requirements/cluster.txt"
-        ) from None
+    needed = ("zarr", "ome_zarr", "distributed") if args.scheduler else ("zarr", "ome_zarr")
+    cli.check_installed(needed, "requirements/cluster.txt")
+    from membrane.volumes.prediction import predict_volume
+
     about = record, metadata, device
     return predict_volume(args, predictor, workers, model_path, *about, threshold_map)
 

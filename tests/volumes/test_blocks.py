@@ -292,7 +292,11 @@ def test_a_zarr_without_the_libraries_names_what_to_install(stack, tmp_path, mon
     assert run(stack, tmp_path / "masks") == 2
     assert "pip install -r requirements/cluster.txt" in capsys.readouterr().err
     tifffile.imwrite(tmp_path / "stack.tif", STACK)
-    assert run(tmp_path / "stack.tif", tmp_path / "masks") == 0
+    assert run(tmp_path / "stack.tif", tmp_path / "masks") == 0  # needs none of them
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    assert run(stack, tmp_path / "masks", "--scheduler", "tcp://127.0.0.1:9") == 2
+    assert "distributed is not installed" in capsys.readouterr().err
 
 
 def test_a_scheduler_that_does_not_answer_is_reported_in_one_line(
