@@ -120,8 +120,8 @@ def test_bfloat16_gives_the_masks_of_float32(isbi, tmp_path):
     record = runs.read_run(runs.OUTPUTS / runs.PRETRAINED)
     network = load_network(runs.OUTPUTS / runs.PRETRAINED / "model.keras")
     kinds = ("float32", "mixed_bfloat16")
-    predictors = [Predictor(precision.with_dtype(network, kind), tta=True) for kind in kinds]
-    pairs = data.load_pairs(data.find_data_set(str(isbi), tmp_path)).subset(range(25))
+    predictors = [Predictor(precision.with_dtype(network, kind)) for kind in kinds]
+    pairs = data.load_pairs(data.find_data_set(str(isbi), tmp_path)).subset(range(2, 25, 5))
     differences, scores = [], []
     for image, label in zip(pairs.images, pairs.labels, strict=True):
         maps = [predict(image) for predict in predictors]
