@@ -31,15 +31,16 @@ EDITS = {  # the file, what stands there, what the student writes
         "membrane/training/augmentation.py", "ELASTIC_FRACTION = 0.375", "ELASTIC_FRACTION = 0.0",
     ),
 }  # fmt: skip
-TILED = """
+USED = """
 import sys
 import numpy as np
-from membrane import cli
-cli.start_tensorflow()
+import predict
+if predict.main(["--model", "run", "--no-tta", "--output", "masks"]):
+    sys.exit(1)
 from membrane.inference.loading import load_network
 from membrane.inference.predictor import Predictor
 from pathlib import Path
-network = load_network(Path(sys.argv[1]))
+network = load_network(Path("run/model.keras"))
 image = np.random.default_rng(0).random((200, 177)).astype(np.float32)
 whole = Predictor(network, tile=(10_000, 10_000))(image)
 tiled = Predictor(network, tile=(64, 64))(image)
@@ -66,9 +67,8 @@ def test_an_edit_in_one_place_trains_predicts_and_is_tiled_exactly(name, data_se
     flags = ("--epochs", 2, "--filters", 4, 8, "--batch-size", 16)
     printed = run("train.py", "--data", data_set, *flags, "--output", "run")
     assert "Epoch 2, validation" in printed
-    run("predict.py", "--model", "run", "--no-tta", "--output", "masks")
+    *_, parameters, varies, tiled_as_whole = run("-c", USED).split()
     masks = [np.asarray(Image.open(path)) for path in (tmp_path / "masks").glob("*.png")]
     assert len(masks) == 2 and all(set(np.unique(mask)) <= {0, 255} for mask in masks)
-    parameters, *right = run("-c", TILED, "run/model.keras").split()
-    assert right == ["True", "True"]
+    assert varies == tiled_as_whole == "True"
     assert (int(parameters) != 1657) == (file == "unet.py" and "Dropout" not in after)
