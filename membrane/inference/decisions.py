@@ -14,13 +14,21 @@ import numpy as np
 from scipy import ndimage
 
 from membrane.inference.masks import Segmentation
-from membrane.inference.tiling import Region, full_region, shape_of
+from membrane.inference.tiling import (
+    Region,
+    expand,
+    full_region,
+    intersect,
+    relative_to,
+    shape_of,
+)
 from membrane.inference.window_cells import WindowCells, contains, open_windows
 
 PER_SLICE, PER_PIXELS = 20, 2**18  # decisions: of a slice of up to so many px, and of each further
 MOST = 100  # of a slice
 TRIED = 2  # as many borders within cells are looked at as decisions are wanted, times this
 BESIDE = 6  # px, from the border to the pixel that stands for a side, if the side is so wide
+SEARCHED = 3 * BESIDE  # px, about the middle of the border, for that pixel
 FALLOFF = 1.0  # of the gain, per unit of log-odds between a border and the threshold
 
 
@@ -146,35 +154,37 @@ def _locate(decision: Decision, cells: WindowCells) -> Decision | None:
     own = np.intersect1d(cells.between(np.array([decision.border])), pixels)
     place = np.stack(np.unravel_index(own if own.size else pixels, cells.shape), 1)
     at = place[np.argmin(((place - place.mean(0)) ** 2).sum(1))]
-    pair = cells.borders.pairs[decision.border]
-    sides = tuple(_find_side(cells, basin, at, pixels) for basin in pair)
-    return None if None in sides else replace(decision, at=tuple(at.tolist()), sides=sides)
+    sides = _find_sides(cells, cells.borders.pairs[decision.border], at, pixels)
+    return sides and replace(decision, at=tuple(at.tolist()), sides=tuple(sides))
 
 
-def _find_side(
-    cells: WindowCells, basin: int, at: tuple[int, int], pixels: np.ndarray
-) -> tuple[int, int] | None:
-    """Returns an interior pixel of a basin, (y, x), a little off some pixels of its border.
+def _find_sides(
+    cells: WindowCells, pair: np.ndarray, at: np.ndarray, pixels: np.ndarray
+) -> list[tuple[int, int]] | None:
+    """Returns an interior pixel of each of two basins, (y, x), a little off a border's middle.
 
-    It is in a piece of the basin that touches them; None where there is none.
+    It is in a piece of the basin that touches the border's pixels; None where one has none.
     """
-    (top, left), box = cells.window.origin, cells.boxes[basin - 1]
-    corner = np.array([top + box[0].start, left + box[1].start])
-    free = (cells.window.basins[box] == basin) & cells.free[box]
-    places = np.stack(np.unravel_index(pixels, cells.shape), 1) - corner
-    border = np.zeros(np.add(free.shape, 2), bool)
-    seen = ((places >= -1) & (places <= free.shape)).all(1)
-    border[tuple(places[seen].T + 1)] = True
-    free &= ~border[1:-1, 1:-1]
-    pieces, _ = ndimage.label(free)
-    beside = np.unique(pieces[ndimage.binary_dilation(border)[1:-1, 1:-1]])
-    place = np.argwhere(free & np.isin(pieces, beside)) + corner
-    place = place[((place >= 0) & (place < cells.shape)).all(1)]
-    if not len(place):
-        return None
-    off = np.abs(np.hypot(*(place - at).T) - BESIDE)
-    y, x = place[np.argmin(off)].tolist()
-    return y, x
+    near = expand(tuple(slice(n, n + 1) for n in at.tolist()), SEARCHED, cells.shape)
+    near = intersect(near, cells.region)
+    own = relative_to(near, cells.region)
+    line = np.zeros(cells.shape, bool)
+    line.ravel()[pixels] = True
+    line = line[near]
+    rows, columns = np.ogrid[near]
+    off = np.abs(np.hypot(rows - at[0], columns - at[1]) - BESIDE)
+    sides = []
+    for basin in pair:
+        free = (cells.window.basins[own] == basin) & cells.free[own] & ~line
+        pieces, count = ndimage.label(free | line)
+        beside = np.zeros(count + 1, bool)
+        beside[pieces[line]] = True
+        possible = np.flatnonzero(beside[pieces] & free)
+        if not possible.size:
+            return None
+        y, x = divmod(int(possible[off.ravel()[possible].argmin()]), line.shape[1])
+        sides.append((near[0].start + y, near[1].start + x))
+    return sides
 
 
 def _gain(odds: np.ndarray, smaller: np.ndarray) -> np.ndarray:

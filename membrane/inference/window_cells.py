@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
-from scipy import ndimage, special
+from scipy import special
 
 from membrane.inference.basins import agglomerate
 from membrane.inference.masks import Segmentation, Window
@@ -34,6 +34,12 @@ class WindowCells:
         self.window, self.borders = window, window.borders
         self.cells, self.shape = cells, shape
         self.evidence, self.threshold = evidence, threshold
+
+    @cached_property
+    def region(self) -> Region:
+        """The rows and columns that the window sees; with its halo they may go beyond `shape`."""
+        sides = zip(self.window.origin, self.window.mask.shape, strict=True)
+        return tuple(slice(first, first + side) for first, side in sides)
 
     @cached_property
     def ends(self) -> np.ndarray:
@@ -66,11 +72,6 @@ class WindowCells:
     def cell_sizes(self) -> np.ndarray:
         """The same of each cell, by its number."""
         return np.bincount(self.cells, self.sizes, minlength=self.borders.basins)
-
-    @cached_property
-    def boxes(self) -> list[tuple[slice, slice]]:
-        """The rows and columns of each basin, from the first."""
-        return ndimage.find_objects(self.window.basins)
 
     @cached_property
     def free(self) -> np.ndarray:
@@ -121,22 +122,26 @@ class WindowCells:
             The basins on the side of one; None where the other is not reached from it.
         """
         within = np.flatnonzero((self.ends[:, 0] == self.cells[one]) & ~self.apart)
-        basins, pairs = np.unique(self.borders.pairs[within], return_inverse=True)
+        basins = np.flatnonzero(self.cells == self.cells[one])
+        number = np.zeros(self.borders.basins, int)  # of a basin among those of the cell
+        number[basins] = np.arange(len(basins))
         part = replace(
             self.borders,
             basins=len(basins),
-            pairs=pairs.reshape(-1, 2),
+            pairs=number[self.borders.pairs[within]],
             odds=self.odds[within],
             lengths=self.borders.lengths[within],
         )
-        two_ends = tuple(np.searchsorted(basins, (one, two)).tolist())
+        two_ends = tuple(number[[one, two]].tolist())
         cells = agglomerate(part, 0.0, apart=two_ends)
         side = basins[cells == cells[two_ends[0]]]
         return side if len(side) < len(basins) else None
 
     def cut(self, side: np.ndarray) -> np.ndarray:
         """Returns the borders within a cell between some of its basins and the others."""
-        ends = np.isin(self.borders.pairs, side)
+        own = np.zeros(self.borders.basins, bool)
+        own[side] = True
+        ends = own[self.borders.pairs]
         return np.flatnonzero(~self.apart & (ends[:, 0] != ends[:, 1]))
 
     def between(self, borders: np.ndarray) -> np.ndarray:
@@ -146,8 +151,11 @@ class WindowCells:
         """
         chosen = np.zeros(len(self.apart), bool)
         chosen[borders] = True
-        mine, drawn = chosen[self._line[1]], (self.apart & ~chosen)[self._line[1]]
-        pixels = np.setdiff1d(self._line[0][mine], self._line[0][drawn])
+        line, border = self._line
+        free = np.ones(self.window.mask.size, bool)
+        free[line[(self.apart & ~chosen)[border]]] = False
+        pixels = np.unique(line[chosen[border]])
+        pixels = pixels[free[pixels]]
         place = np.unravel_index(pixels, self.window.mask.shape)
         place = (here + first for here, first in zip(place, self.window.origin, strict=True))
         return np.ravel_multi_index(tuple(place), self.shape)
