@@ -4,9 +4,11 @@ from skimage.measure import label as connected_components
 from test_neighbours import make_series
 
 from membrane.inference import decisions, masks
+from membrane.inference.basins import Borders
 from membrane.inference.decisions import find_decisions
-from membrane.inference.masks import segment
-from membrane.inference.window_cells import find_border, open_windows
+from membrane.inference.masks import Window, segment
+from membrane.inference.tiling import full_region
+from membrane.inference.window_cells import WindowCells, find_border, open_windows
 
 THRESHOLD = 0.6
 
@@ -86,6 +88,33 @@ def test_every_decision_changes_what_it_says_and_is_found_again(monkeypatch):
             at, *sides = ((y - 128, x) for y, x in (one.at, *one.sides))
             again = find_border(below, at, sides, not one.joined)
             assert np.array_equal(again + 128 * 230, one.pixels)
+
+
+def test_a_side_is_beside_the_border_off_its_line_and_in_what_touches_it():
+    shape, region = (60, 70), np.s_[20:60, 10:70]  # of the slice, and of it what the window sees
+    mask, basins = np.ones(shape, bool)[region], np.zeros(shape, np.int32)
+    basins[:, 28:31], basins[:, 31:] = 1, 2
+    mask[:, 34 - 10] = False  # membrane: what lies beyond is of basin 2, and not at the border
+    line = np.flatnonzero(np.tile(np.arange(70) == 30, (60, 1))[region])
+    borders = Borders(
+        basins=3,
+        pairs=np.array([[1, 2]]),
+        odds=np.array([9.0]),
+        lengths=np.array([40]),
+        line=np.stack([line, np.zeros_like(line)]),
+    )
+    window = Window(region, full_region(mask.shape), mask, basins[region], borders)
+    cells = WindowCells(window, np.array([0, 1, 1]), 0.0, 0.5, shape)
+    [found] = decisions._within_cells(cells, 1)
+    assert np.array_equal(found.pixels, np.arange(20, 60) * 70 + 30)
+    for row in (39, 20, 59):
+        sides = decisions._find_sides(cells, borders.pairs[0], np.array([row, 30]), found.pixels)
+        (y, x), (below, beyond) = sides
+        assert 28 <= x < 30 and 31 <= beyond < 34
+        assert 5 <= np.hypot(y - row, x - 30) <= 7 and 5 <= np.hypot(below - row, beyond - 30) <= 7
+    mask[:, 28 - 10 : 30 - 10] = False
+    del cells.free
+    assert decisions._find_sides(cells, borders.pairs[0], np.array([39, 30]), found.pixels) is None
 
 
 def test_of_what_is_membrane_now_no_border_is_found():
