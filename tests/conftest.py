@@ -27,10 +27,11 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session", autouse=True)
 def load_once():
-    """Lets the commands load each network once in all tests, which takes them a second."""
-    from membrane.inference import loading
+    """Lets the commands load and compile each network once in all tests, which takes seconds."""
+    from membrane.inference import loading, precision, predictor
 
-    load, loaded = loading.load_network, {}
+    load, convert, build = loading.load_network, precision.with_dtype, predictor.Predictor.__init__
+    loaded, converted, built = {}, {}, {}
 
     def load_network(path):
         state = path.is_file() and (path.resolve(), path.stat().st_mtime_ns, path.stat().st_size)
@@ -41,8 +42,30 @@ def load_once():
         network.set_weights(weights)  # which a training may have gone on from
         return network
 
+    def with_dtype(model, dtype):
+        if not any(model is network for network, _ in loaded.values()):
+            return convert(model, dtype)
+        key = id(model), dtype
+        if key not in converted:
+            converted[key] = convert(model, dtype)
+        converted[key].set_weights(model.get_weights())
+        return converted[key]
+
+    def __init__(self, network, *args, **kwargs):
+        if not any(network is known for known in converted.values()):
+            return build(self, network, *args, **kwargs)
+        key = id(network), args, *kwargs.items(), predictor.TILE
+        if key not in built:
+            build(self, network, *args, **kwargs)
+            built[key] = vars(self).copy()
+        vars(self).update(built[key])
+        self.pool = predictor.ThreadPoolExecutor(self.pool._max_workers)
+        self.refresh()
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loading, "load_network", load_network)
+        patch.setattr(precision, "with_dtype", with_dtype)
+        patch.setattr(predictor.Predictor, "__init__", __init__)
         yield
 
 
