@@ -140,9 +140,9 @@ def train(args: argparse.Namespace) -> int:
     if model is network and is_dilated(network) and not has_dilated_gradient():
         why = "TensorFlow cannot train this network's dilated convolutions on this CPU"
         raise UserError(f"{why}; train it without: --dilation 1")
-    model.compile(
-        optimizer=muon.Muon(schedule), loss="binary_crossentropy", metrics=[callbacks.membrane_iou]
-    )
+    # a metric that has its variables already: else TensorFlow would trace the step twice
+    iou = keras.metrics.MeanMetricWrapper(callbacks.membrane_iou, name="membrane_iou")
+    model.compile(optimizer=muon.Muon(schedule), loss="binary_crossentropy", metrics=[iou])
 
     if record is None:
         if not held_out.names:

@@ -18,7 +18,7 @@ from membrane.inference.predictor import Predictor
 RNG = np.random.default_rng(0)
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["undilated", "dilated"])
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2])
 def network(request):
     keras.utils.set_random_seed(1)
     return unet.build_unet((4, 6, 8), request.param)

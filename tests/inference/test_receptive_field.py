@@ -85,7 +85,13 @@ def whole_slice(network, image, stride):
     return output[: image.shape[0], : image.shape[1]]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+QUICK = {"batch normalization", "transposed by three", "bilinear", "wide kernel", "even kernel",
+         "thirds", "global gate"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in NETWORKS]
+)
 def test_any_network_is_tiled_exactly_or_predicted_as_a_whole(name):
     network, (_, stride, radius) = build(name), NETWORKS[name]
     assert receptive_field.stride_and_radius(network) == (stride, radius)

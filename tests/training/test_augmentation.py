@@ -94,7 +94,8 @@ def test_a_fraction_of_the_tiles_is_changed_and_each_draws_for_itself(monkeypatc
         monkeypatch.setattr(augmentation, other, 0.0)
     monkeypatch.setattr(augmentation, "CONTRAST", 1.0)
     monkeypatch.setattr(augmentation, "BRIGHTNESS", 0.0)
-    image, interior = make_slice(256, 256, 1)
+    monkeypatch.setattr(augmentation, "TILE", 64)
+    image, interior = make_slice(64, 64, 1)
     image = image.astype(np.float32) / 255
     before, _ = make([image], [interior], range(96))
     monkeypatch.setattr(augmentation, name, fraction)
