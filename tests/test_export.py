@@ -20,7 +20,11 @@ def test_a_bare_model_is_exported_too(outputs, tmp_path):
         (["--output", "small.txt"], "must end in .zip"),
         (["--output", "taken.zip/small.zip"], "cannot be written"),
         (["--output", "small.xml", "--format", "openvino"], "small.bin: exists"),
-        (["--output", "new.zip", "--license", "mine"], "BioImage.IO refuses it"),
+        pytest.param(
+            ["--output", "new.zip", "--license", "mine"],
+            "BioImage.IO refuses it",
+            marks=pytest.mark.slow,
+        ),
         (["--format", "torch"], "invalid choice"),
         (["none"], "no such run or model"),
     ],

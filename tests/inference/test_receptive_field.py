@@ -108,8 +108,9 @@ def test_any_network_is_tiled_exactly_or_predicted_as_a_whole(name):
         np.testing.assert_allclose(whole, averaged, atol=3e-6)
 
 
-@pytest.mark.parametrize("filters, dilation", [((4, 6, 8), 1), ((4, 6, 8), 2), ((3, 4), 3),
-                                               ((2, 2, 2, 2), 1)])  # fmt: skip
+@pytest.mark.parametrize("filters, dilation", [
+    ((4, 6, 8), 2), ((3, 4), 3), pytest.param((2, 2, 2, 2), 1, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_what_is_known_of_the_unet_is_what_is_measured(filters, dilation):
     network = build_unet(filters, dilation)
     known = receptive_field.stride_and_radius(network)

@@ -24,7 +24,9 @@ from membrane.volumes import blocks, dask_cluster, jobs, pyramid, scheduler, sto
 TISSUE = synthetic.make_slice(130, 150, 0)[0]
 NOISE = np.random.default_rng(0).normal(0, 60, (6, 180, 200))[..., :140]
 STACK = np.stack([TISSUE[2 * z :, 2 * z :][:120, :140] for z in range(6)])
-STACK = np.clip(STACK + NOISE[:, :120], 0, 255).astype(np.uint8)  # each slice with faults of its own
+STACK = np.clip(STACK + NOISE[:, :120], 0, 255).astype(
+    np.uint8
+)  # each slice with faults of its own
 
 
 @pytest.fixture
