@@ -111,7 +111,7 @@ def test_a_training_killed_again_and_again_ends_like_an_undisturbed_one(tmp_path
         assert all(map(np.array_equal, read_weights(run), whole))
 
 
-@pytest.mark.parametrize("end, kills", [("zip", 2), ("onnx", KILLS - 2)])
+@pytest.mark.parametrize("end, kills", [("zip", 1), ("onnx", KILLS - 1)])
 def test_an_export_killed_again_and_again_leaves_a_whole_file_or_none(tmp_path, end, kills):
     path, killed = tmp_path / f"network.{end}", 0
     kind = {"zip": "bioimageio"}.get(end, end)
@@ -188,13 +188,14 @@ def test_a_disk_that_fills_up_costs_nothing_that_was_done(many, tmp_path, size):
         assert contents(disk / "masks", *MADE) == whole
 
 
-@pytest.mark.parametrize("size", ["40k", "1400k"])
+@pytest.mark.parametrize("size", ["40k", "120k"])
 def test_a_training_on_a_full_disk_keeps_its_epochs(tmp_path, size):
     data, run = write_data_set(tmp_path / "set"), tmp_path / "disk/run"
     with small_disk(tmp_path / "disk", size) as enlarge:
-        check_full(command("train", "--data", data, "--epochs", 2, "--output", run))
+        flags = ("--epochs", 2, "--filters", 8, 16, "--batch-size", 16, "--output", run)
+        check_full(command("train", "--data", data, *flags))
         enlarge()
-        if size == "1400k":  # the first epoch was whole
+        if size == "120k":  # the first epoch was whole
             assert "Epoch 1/2" not in finish(command("train", "--resume", run))
             assert json.loads((run / "run.json").read_text())["finished"]
 
