@@ -35,6 +35,9 @@ USED = """
 import sys
 import numpy as np
 import predict
+import train
+if train.main([*sys.argv[1:], "--output", "run"]):
+    sys.exit(1)
 if predict.main(["--model", "run", "--no-tta", "--output", "masks"]):
     sys.exit(1)
 from membrane.inference.loading import load_network
@@ -57,17 +60,12 @@ def test_an_edit_in_one_place_trains_predicts_and_is_tiled_exactly(name, data_se
     text = (tmp_path / file).read_text(encoding="utf-8")
     assert text.count(before) == 1
     (tmp_path / file).write_text(text.replace(before, after), encoding="utf-8")
-
-    def run(*command):
-        command = [sys.executable, *map(str, command)]
-        answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert answer.returncode == 0 and answer.stderr == "", answer.stderr
-        return answer.stdout
-
-    flags = ("--epochs", 2, "--filters", 4, 8, "--batch-size", 16)
-    printed = run("train.py", "--data", data_set, *flags, "--output", "run")
-    assert "Epoch 2, validation" in printed
-    *_, parameters, varies, tiled_as_whole = run("-c", USED).split()
+    flags = ("--data", data_set, "--epochs", 2, "--filters", 4, 8, "--batch-size", 16)
+    command = [sys.executable, "-c", USED, *map(str, flags)]
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert answer.returncode == 0 and answer.stderr == "", answer.stderr
+    assert "Epoch 2, validation" in answer.stdout
+    *_, parameters, varies, tiled_as_whole = answer.stdout.split()
     masks = [np.asarray(Image.open(path)) for path in (tmp_path / "masks").glob("*.png")]
     assert len(masks) == 2 and all(set(np.unique(mask)) <= {0, 255} for mask in masks)
     assert varies == tiled_as_whole == "True"

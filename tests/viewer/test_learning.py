@@ -91,7 +91,7 @@ def test_five_slices_corrected_in_the_browser_teach_a_better_model(
     assert corrected["v_rand"] > first["v_rand"] + 0.01
 
     run_folder = tmp_path / "run"
-    flags = ("--init", "pretrained", "--epochs", "3", "--output", run_folder)
+    flags = ("--init", "pretrained", "--epochs", "2", "--output", run_folder)
     assert run(train, "--data", tmp_path / "set", *flags) == 0
     flags = ("--model", run_folder, "--output", tmp_path / "after")
     assert run_predict(others / "slices", *flags) == 0
