@@ -125,7 +125,7 @@ window.onbeforeunload = (event) => {
   if (storageFails && DATA.slices.some((slice) => isUnsaved(slice.name))) event.preventDefault();
 };
 window.onstorage = (event) => {  // the page is open twice
-  if (event.key !== STORE) return;
+  if (event.key !== STORE || storageFails) return;  // what is kept here alone is not replaced
   undone = [];
   restore();
   if (asked !== null) leaveQueue();

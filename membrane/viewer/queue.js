@@ -33,6 +33,7 @@ async function goTo(number, decision) {
   asked = null;
   show(number);
   const slice = await openShown();
+  await $("under").decode().catch(() => {});  // else the slice before would still be seen
   if (number !== shown) return;
   if (!slice?.decisions[decision]) {
     broken.add(number);
@@ -46,7 +47,10 @@ async function goTo(number, decision) {
   frameDecision();
   markDecision();
   const following = findNext();  // most often that after this; to have it at hand
-  if (following && following.number !== number) openSlice(following.number);
+  if (following && following.number !== number) {
+    openSlice(following.number);
+    new Image().src = picturePath(DATA.slices[following.number], "slice");
+  }
 }
 
 // Where a decision is: its border's box and what is around it.

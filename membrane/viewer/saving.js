@@ -59,26 +59,28 @@ function nameFiles(slices) {
   });
 }
 
-// Opens slices one after the other and writes files of them; returns the names of the slices.
+// Opens slices one after the other and writes files of them; returns what was saved of each, and
+// into what.
 async function writeSlices(slices, zipName, filesOf) {
   if (!slices.length) throw new Error("no slice to save; correct one first");
-  const target = await openTarget(zipName), names = nameFiles(slices), written = [];
+  const target = await openTarget(zipName), names = nameFiles(slices), written = {};
   for (const [n, slice] of slices.entries()) {
     say(`Saving ${n + 1} of ${slices.length} …`);
     const open = await openSlice(DATA.slices.indexOf(slice));
     if (!open) throw new Error(`${slice.name}: cannot be read from about/page`);
+    written[slice.name] = checksumOf(slice.name);  // what comes while it is written is not saved
     for (const [folder, grey] of await filesOf(open, operationsOn(slice.name))) {
       await target.write(folder + names[n], await encodePng(grey, open));
     }
-    written.push(slice.name);
   }
   await target.close();
   return { written, into: target.name };
 }
 
-// Notes that what was corrected on slices is saved.
-function noteSaved(names) {
-  for (const name of names) kept.saved[name] = checksumOf(name);
+// Notes what is saved: checksums by the names of slices; else all that there is.
+function noteSaved(checksums) {
+  const all = () => DATA.slices.map(({ name }) => [name, checksumOf(name)]);
+  Object.assign(kept.saved, checksums ?? Object.fromEntries(all()));
   keep();
   tellUnsaved();
 }
@@ -91,12 +93,12 @@ async function saveMasks() {
     (slice) => all || isCorrected(slice) || isUnsaved(slice.name));
   const { written, into } = await writeSlices(slices, "masks.zip", ({ now }) => [["", now]]);
   noteSaved(written);
-  say(`${count(written, "mask")} saved in ${into}.`);
+  say(`${count(Object.keys(written), "mask")} saved in ${into}.`);
 }
 
 async function saveCorrections() {
   download("corrections.json", new Blob([writeCorrections()], { type: "application/json" }));
-  noteSaved(DATA.slices.map((slice) => slice.name));
+  noteSaved();
   say(`Corrections of ${count([...ofSlice.keys()], "slice")} saved in corrections.json.`);
 }
 
@@ -115,7 +117,7 @@ async function saveTraining() {
     ["train/imgs/", await readGrey(slice.image, slice)],
     ["train/labels/", makeLabel(slice, operations)],
   ]);
-  say(`${count(written, "slice")} saved in ${into}. As MINE, train on them by: ` +
+  say(`${count(Object.keys(written), "slice")} saved in ${into}. As MINE, train on them by: ` +
     `python train.py --data MINE --init ${DATA.model ?? "pretrained"}` +
     `${slices[0].pixel_size ? ` --pixel-size ${slices[0].pixel_size}` : ""}` +
     `${near ? ` --ignore ${UNKNOWN}` : ""}`);
@@ -123,7 +125,7 @@ async function saveTraining() {
 
 // Takes the corrections of a file, in place of those that there are.
 async function loadCorrections(file) {
-  const slices = readCorrections(await file.text());
+  const { slices, strange } = readCorrections(await file.text());
   const some = kept.log.length > 0;
   if (some && !confirm("Replace the corrections that are here by those of the file?")) return;
   [kept.log, undone] = [[], []];
@@ -135,8 +137,9 @@ async function loadCorrections(file) {
   }
   leaveQueue();
   change(keep);
-  noteSaved(DATA.slices.map((slice) => slice.name));
-  say(`Corrections of ${count(slices, "slice")} loaded.`);
+  noteSaved();
+  say(`Corrections of ${count(slices, "slice")} loaded.` + (strange ? " They were made on another " +
+    "prediction; where its borders lay elsewhere, predict.py --corrections finds them." : ""));
 }
 
 // Does something that may fail, and says why it did.

@@ -61,7 +61,7 @@ function show(index, wanted = layer) {
 function leaveSlice() {
   leaveQueue();
   dropStroke();
-  current = null;
+  current = last = null;
   clearMarks();
   say("");
 }
@@ -171,7 +171,7 @@ function change(work) {
     else clearMarks();
   }
   for (const [number, promise] of opened) {
-    if (number !== shown) promise.then((slice) => slice && remake(slice));
+    if (number !== shown || !current) promise.then((slice) => slice && remake(slice));
   }
   tellUnsaved();
   return result;

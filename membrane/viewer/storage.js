@@ -68,16 +68,16 @@ function takeBack(which = () => true) {
   const place = kept.log.findLastIndex(which);
   if (place < 0) return null;
   const [entry] = kept.log.splice(place, 1);
-  undone.push(entry);
+  undone.push({ entry, place });
   keep();
   return entry;
 }
 
-// Makes again what was taken back last; returns it.
+// Makes again what was taken back last, where it was among the others; returns it.
 function makeAgain() {
-  const entry = undone.pop();
-  if (!entry) return null;
-  kept.log.push(entry);
+  if (!undone.length) return null;
+  const { entry, place } = undone.pop();
+  kept.log.splice(place, 0, entry);
   keep();
   return entry;
 }
@@ -123,7 +123,8 @@ function isOperation(value) {
     : Array.isArray(value.pixels) && value.pixels.every(isNumber);
 }
 
-// The slices and operations of a text that was saved here; throws a line on what is wrong.
+// The slices and operations of a text that was saved here, and whether they were made on another
+// prediction; throws a line on what is wrong.
 function readCorrections(text) {
   let content;
   try {
@@ -143,7 +144,7 @@ function readCorrections(text) {
       throw new Error(`corrections of another slice ${name}; nothing was loaded`);
     }
   }
-  return slices;
+  return { slices, strange: Boolean(content.prediction) && content.prediction !== DATA.key };
 }
 
 // Corrections as they are saved.
@@ -151,5 +152,7 @@ function writeCorrections() {
   const corrected = DATA.slices.filter(isCorrected);
   const slices = corrected.map(({ name }) => [name, operationsOn(name)]);
   const keys = corrected.map(({ name, key }) => [name, key]);
-  return JSON.stringify({ slices: Object.fromEntries(slices), keys: Object.fromEntries(keys) });
+  return JSON.stringify({
+    slices: Object.fromEntries(slices), keys: Object.fromEntries(keys), prediction: DATA.key,
+  });
 }

@@ -12,6 +12,7 @@ const TOOLS = Object.keys(HINTS), MERGE_SIZE = 3;  // px
 let tool = "look", spaceHeld = false;
 let stroke = null;  // the points of what is being drawn
 let last = null;  // the last point, from which Shift draws a line
+let pressed = null;  // the pointer that is down: of two fingers, or a pen and a palm, the first
 let moved = null;  // how far the pointer has moved the slice since it was pressed, px
 let cursor = null;  // the pixel under the cursor of the brush
 let byKeys = false;  // whether the keys moved it
@@ -163,7 +164,7 @@ function paintAt(point, straight) {
 
 // Does at the cursor what the pointer does when it is pressed and released.
 function paintAtCursor(straight) {
-  if (tool === "look" || !cursor || !canEdit()) return;
+  if (tool === "look" || !cursor || !canEdit() || !isInside(cursor)) return;
   if (tool === "membrane" || tool === "cell") paintAt(cursor, straight);
   else if (!stroke) {
     beginStroke(cursor);
@@ -245,7 +246,8 @@ function listenToPointer() {
     zoomBy(Math.exp(-event.deltaY / 400), event.clientX - box.left, event.clientY - box.top);
   };
   stage.onpointerdown = (event) => {
-    if (event.button > 1) return;
+    if (event.button > 1 || pressed !== null) return;
+    pressed = event.pointerId;
     event.preventDefault();
     document.activeElement?.blur();
     stage.setPointerCapture(event.pointerId);
@@ -256,6 +258,7 @@ function listenToPointer() {
     } else if (canEdit() && isInside(pixelAt(event))) paintAt(pixelAt(event), event.shiftKey);
   };
   stage.onpointermove = (event) => {
+    if (pressed !== null && event.pointerId !== pressed) return;
     if (moved !== null) {
       moved += Math.abs(event.movementX) + Math.abs(event.movementY);
       [left, top_] = [left + event.movementX, top_ + event.movementY];
@@ -268,14 +271,17 @@ function listenToPointer() {
     for (const one of steps.length ? steps : [event]) drawOn(keepInside(pixelAt(one)));
   };
   stage.onpointerup = (event) => {
+    if (event.pointerId !== pressed) return;
+    pressed = null;
     stage.classList.remove("moving");
     const click = moved !== null && moved < 5 && event.button === 0 && !spaceHeld;
     if (moved === null && stroke) endStroke();
     moved = null;
     if (click && tool === "look") tellCell(pixelAt(event));
   };
-  stage.onpointercancel = () => {
-    moved = null;
+  stage.onpointercancel = stage.onlostpointercapture = (event) => {
+    if (event.pointerId !== pressed) return;
+    pressed = moved = null;
     dropStroke();
   };
   stage.onpointerleave = () => {

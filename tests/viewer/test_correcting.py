@@ -337,7 +337,8 @@ def test_what_is_decided_by_keys_and_painted_is_kept_saved_and_loaded(editor, tm
     content = editor.save("save-corrections", "corrections.json")
     found = json.loads(content)
     slices = dict(zip(NAMES, done, strict=True))
-    assert found == {"slices": slices, "keys": dict.fromkeys(NAMES, SLICE_KEY)}
+    keys = dict.fromkeys(NAMES, SLICE_KEY)
+    assert found == {"slices": slices, "keys": keys, "prediction": KEY}
 
     editor.close()
     editor.browser.execute_script("localStorage.clear()")
@@ -429,6 +430,106 @@ def test_a_stroke_that_is_not_finished_leaves_nothing(editor):
         assert editor.text("unsaved") == ""
 
 
+def check_mask(editor):
+    """The mask on the slice shown is that of what is kept."""
+    name = editor.ask("DATA.slices[shown].name")
+    now = np.array(editor.ask("[...current.now]")).reshape(HEIGHT, WIDTH)
+    np.testing.assert_array_equal(now, correct(make_mask(), editor.operations(name)))
+
+
+def test_what_is_undone_quickly_is_gone_and_comes_back_where_it_was(editor):
+    editor.press("2")
+    for row in (20, 60, 100):
+        editor.drag([20, row], [30, row])
+    editor.press(".")
+    editor.wait_for_mask()
+    for _ in range(2):
+        editor.press_control("z")
+    editor.wait_for_mask()
+    assert editor.ask("shown") == 0 and len(editor.operations(NAMES[0])) == 1
+    check_mask(editor)
+
+    editor.press("n")
+    editor.decide("s", "1 of 4")
+    editor.wait(lambda: editor.text("status").startswith("decision 2"))
+    editor.browser.execute_script("show(1)")
+    editor.wait_for_mask()
+    editor.press("3")
+    editor.drag([60, 50], [60, 70])  # over the cut
+    kinds = [one["kind"] for one in editor.operations(NAMES[1])]
+    editor.press("b")
+    editor.wait(lambda: editor.text("status").startswith("decision 1"))
+    editor.press_control("y")
+    assert [one["kind"] for one in editor.operations(NAMES[1])] == kinds == ["separate", "cell"]
+    check_mask(editor)
+
+
+def test_a_brush_beside_the_slice_and_a_second_finger_paint_nothing(editor):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    editor.press("2")
+    stage = editor.find("stage")
+    corner = [3 - stage.size["width"] // 2, 3 - stage.size["height"] // 2]
+    actions = ActionChains(editor.browser, duration=0)
+    actions.move_to_element_with_offset(stage, *corner).perform()
+    assert min(editor.ask("cursor")) < 0
+    editor.press("p")
+    assert editor.ask("kept.log.length") == 0
+
+    def touch(kind, *fingers):
+        points = [{"x": box[0] + x, "y": box[1] + y, "id": n} for n, (x, y) in enumerate(fingers)]
+        command = {"type": f"touch{kind}", "touchPoints": points}
+        editor.browser.execute_cdp_cmd("Input.dispatchTouchEvent", command)
+
+    box = editor.ask("[$('stage').getBoundingClientRect()].map((b) => [b.x + left, b.y + top_])[0]")
+    touch("Start", (40, 90))
+    touch("Move", (60, 90))
+    touch("Start", (60, 90), (300, 200))
+    touch("Move", (60, 90), (280, 200))
+    touch("Move", (80, 90), (260, 200))
+    touch("End")
+    editor.wait(lambda: editor.ask("kept.log.length") == 1)
+    [stroke] = editor.operations(NAMES[0])
+    assert len({y for _, y in stroke["points"]}) == 1 and len(stroke["points"]) == 3
+    editor.drag([20, 20])
+    assert len(editor.operations(NAMES[0])) == 2
+
+
+def test_what_is_painted_while_masks_are_written_is_not_saved_yet(editor):
+    from selenium.webdriver.common.keys import Keys
+
+    editor.press("2")
+    editor.drag([20, 20])
+    editor.browser.execute_script(
+        "const encode = encodePng; encodePng = async (...given) => {"
+        "const made = await encode(...given); await new Promise((go) => setTimeout(go, 500));"
+        "return made; }"
+    )
+    editor.press_control("s")
+    editor.wait(lambda: editor.find("save-masks").is_enabled())
+    editor.find("save-masks").click()
+    editor.press(Keys.ESCAPE)
+    editor.drag([100, 20])
+    path = editor.downloads / "masks.zip"
+    editor.wait(path.exists)
+    editor.wait(lambda: editor.text("status").startswith("1 mask saved"))
+    [mask] = read_zip(path.read_bytes()).values()
+    path.unlink()
+    first = editor.operations(NAMES[0])[:1]
+    np.testing.assert_array_equal(mask, correct(make_mask(), first))
+    assert editor.text("unsaved") == "1 slice with unsaved corrections"
+
+
+def test_a_decision_is_asked_when_its_slice_is_seen(editor):
+    editor.browser.execute_script("$('under').decode = () => new Promise((go) => { seen = go; })")
+    editor.press("n")
+    editor.wait(lambda: editor.ask("typeof seen === 'function'"))
+    editor.press("s")
+    assert editor.ask("asked") is None and editor.ask("kept.log.length") == 0
+    editor.browser.execute_script("seen()")
+    editor.wait(lambda: editor.text("status").startswith("decision 1"))
+
+
 def test_masks_are_written_into_a_folder_where_the_browser_can(editor):
     editor.press("n")
     editor.decide("s", "1 of 4")
@@ -490,6 +591,10 @@ def test_strange_names_are_text_and_corrections_of_other_slices_are_refused(edit
         editor.wait(lambda: editor.find("load").is_enabled())
         assert len(editor.operations(NAMES[1])) == count
     assert editor.operations(NAMES[0]) == [plain(GAP, "join")]
+    assert editor.text("told") == "Corrections of 1 slice loaded."
+    editor.load(tmp_path / "good.json", good | {"prediction": "another"})
+    WebDriverWait(editor.browser, 10).until(alert_is_present()).accept()
+    editor.wait(lambda: "They were made on another prediction" in editor.text("told"))
 
 
 @pytest.mark.parametrize("near", [False, True])
@@ -541,6 +646,8 @@ def test_what_a_browser_cannot_keep_or_python_has_corrected_is_told(browser, dow
     editor.drag([20, 20])
     told = "1 slice with unsaved corrections; this browser keeps nothing: save before you close"
     assert editor.text("unsaved") == told and editor.ask(leave)
+    editor.browser.execute_script("window.dispatchEvent(new StorageEvent('storage', {key: STORE}))")
+    assert editor.ask("kept.log.length") == 4  # another window does not replace what is kept here
     pictures = read_zip(editor.save("save-masks", "masks.zip"))
     assert list(pictures) == ["a.png", "c.png", "d.png"] and not editor.ask(leave)
     saved = json.loads(editor.save("save-corrections", "corrections.json"))["slices"]
