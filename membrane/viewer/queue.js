@@ -2,6 +2,7 @@
 // Decisions about borders, those first that are most worth a look.
 
 const AROUND = 80, CLOSEST = 6;  // px around a border that are shown; zoom
+let going = 0;  // how often the queue was entered or left: what loads meanwhile is not asked
 let asked = null;  // the number of the decision, on the slice shown, that is to be taken
 const broken = new Set();  // numbers of slices that cannot be opened
 
@@ -32,9 +33,9 @@ async function goToNext() {
 async function goTo(number, decision) {
   asked = null;
   show(number);
-  const slice = await openShown();
+  const mine = ++going, slice = await openShown();
   await $("under").decode().catch(() => {});  // else the slice before would still be seen
-  if (number !== shown) return;
+  if (mine !== going) return;
   if (!slice?.decisions[decision]) {
     broken.add(number);
     await goToNext();
@@ -152,6 +153,7 @@ function goToChanged(entry, ask = true) {
 }
 
 function leaveQueue() {
+  going++;
   asked = null;
   $("decision").hidden = true;
 }

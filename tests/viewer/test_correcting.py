@@ -521,12 +521,18 @@ def test_what_is_painted_while_masks_are_written_is_not_saved_yet(editor):
 
 
 def test_a_decision_is_asked_when_its_slice_is_seen(editor):
+    from selenium.webdriver.common.keys import Keys
+
     editor.browser.execute_script("$('under').decode = () => new Promise((go) => { seen = go; })")
     editor.press("n")
     editor.wait(lambda: editor.ask("typeof seen === 'function'"))
     editor.press("s")
     assert editor.ask("asked") is None and editor.ask("kept.log.length") == 0
-    editor.browser.execute_script("seen()")
+    editor.press(Keys.ESCAPE)
+    editor.browser.execute_async_script("seen(); setTimeout(arguments[0], 100)")
+    assert editor.ask("asked") is None
+    editor.press("n")
+    editor.browser.execute_async_script("setTimeout(() => { seen(); arguments[0](); }, 300)")
     editor.wait(lambda: editor.text("status").startswith("decision 1"))
 
 
