@@ -166,21 +166,23 @@ def load_pairs(data_set: DataSet, ignore: int | None = None) -> Pairs:
         images, labels = (dict(read_named(path)) for path in (data_set.images, data_set.labels))
         if data_set.images == data_set.labels:  # 1.png and 1_mask.png in one folder
             images, labels = split_suffixed(images)
+        found = pair_names(images, labels)
+        missing = [name for name in images if found[name] is None]
+        if missing and data_set.images.is_dir():
+            raise UserError(
+                f"{data_set.images / missing[0]} has no label of that name in {data_set.labels} "
+                f"({len(missing)} of {len(images)} slices have none); give both the same name, or "
+                "move what is not labelled elsewhere"
+            )
         if len(images) != len(labels):
             raise UserError(
                 f"{data_set.images} has {len(images)} slices and {data_set.labels} has "
                 f"{len(labels)}; every slice needs its label"
             )
-        found = pair_names(images, labels)
         if not data_set.images.is_dir():  # two stacks, page by page
             found = dict(zip(images, labels, strict=True))
         pairs = Pairs([], [], [], [])
-        for (name, image), other in zip(images.items(), labels, strict=True):
-            if found[name] is None:
-                raise UserError(
-                    f"{data_set.images / name} has no label of that name in {data_set.labels} "
-                    f"(found {other}); give both the same name"
-                )
+        for name, image in images.items():
             label = labels[found[name]]
             if image.shape[:2] != label.shape[:2]:
                 sizes = ["{1}x{0}".format(*pixels.shape) for pixels in (image, label)]

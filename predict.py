@@ -30,8 +30,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(prog="predict.py", description=__doc__)
     add = parser.add_argument
     input_help = (
-        "of slices: PNG, TIFF, JPEG, BMP, MRC, DM3, DM4, HDF5 (FILE.h5:/array); or such files, or "
-        "a Zarr"
+        "of slices: PNG, TIFF, JPEG, BMP, MRC, DM3, DM4, NPY, HDF5 (FILE.h5:/array); or such "
+        "files, or a Zarr"
     )
     add("input", nargs="*", type=cli.path, metavar="FOLDER", help=input_help)
     model_help = "a run's folder or name in outputs/, or a .keras file"
@@ -46,7 +46,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--plain", action="store_true", help=plain_help)
     pixel_help = (
         "of the slices; they are resampled to the model's pixel size and the masks back; default: "
-        "what a TIFF says, else as they are"
+        "what the files say, else as they are"
     )
     add("--pixel-size", type=cli.positive(float), metavar="NM", help=pixel_help)
     channel_help = "the micrograph, where a file has several channels; all: they are slices"
@@ -258,7 +258,11 @@ def find_test_slices(record: dict) -> Path:
 
     source = record.get("flags", {}).get("data")
     drawn = Path(record.get("data_root", runs.OUTPUTS / runs.SYNTHETIC_SLICES))
-    data_set = data.find_data_set(source, drawn)
+    try:
+        data_set = data.find_data_set(source, drawn)
+    except UserError as error:
+        why = str(error).partition(";")[0]
+        raise UserError(f"name a folder of slices: python predict.py FOLDER ({why})") from None
     if data_set.test is None:
         raise UserError(f"{data_set.root}: has no test slices; name a folder of slices to predict")
     return data_set.test

@@ -90,7 +90,7 @@ def train(args: argparse.Namespace) -> int:
     from membrane import folders, runs
     from membrane.errors import UserError
     from membrane.inference.fused_unet import fused_unet, has_dilated_gradient, is_dilated
-    from membrane.inference.loading import load_network
+    from membrane.inference.loading import check_untrained, load_network
     from membrane.inference.precision import choose_precision, with_dtype
     from membrane.inference.receptive_field import stride_and_radius
     from membrane.io.pixel_size import check_pixel_size
@@ -124,7 +124,8 @@ def train(args: argparse.Namespace) -> int:
     held = f"{held_out.names[0]} to {held_out.names[-1]}" if held_out.names else "none"
     print(f"Data: {data_set.root}, {len(training.names)} slices to train on, held out: {held}")
 
-    network = with_dtype(initial or build_unet(args.filters, args.dilation), precision)
+    new = initial or check_untrained(build_unet(args.filters, args.dilation), "unet.py")
+    network = with_dtype(new, precision)
     begun = f", starting from {args.init}" if args.init else ""
     filters = "-".join(map(str, args.filters))
     print(f"Network: {filters}, {network.count_params():,} parameters{begun}")

@@ -150,6 +150,10 @@ def test_a_data_set_without_test_slices_asks_for_a_folder(tmp_path):
     assert data.find_data_set(str(root), tmp_path).test is None
     with pytest.raises(UserError, match="name a folder"):
         predict.find_test_slices({"flags": {"data": str(root)}})
+    with pytest.raises(
+        UserError, match=r"^name a folder of slices: .*FOLDER \(none: no such folder"
+    ):
+        predict.find_test_slices({"flags": {"data": "none"}})
 
 
 @pytest.mark.parametrize("source, words", [("gone", "no such file"), ("empty", "no image")])

@@ -138,6 +138,36 @@ def test_a_single_slice_can_be_trained_on_from_another_run(trained, tmp_path):
     assert not (tmp_path / "run/validation.png").exists()
 
 
+class Gate(keras.layers.Layer):
+    """A student's own layer, that Keras does not know when it loads a model."""
+
+    def call(self, x):
+        return x * keras.ops.sigmoid(x)
+
+
+@pytest.mark.parametrize(
+    "layer, words",
+    [
+        (keras.layers.Lambda(lambda x: 2 * x), "without Lambda"),
+        (Gate(), "build it from Keras' own layers"),
+        (keras.layers.Conv2D(1, 1, activation="relu"), "its last layer has no sigmoid"),
+        (keras.layers.Conv2D(2, 1, activation="softmax"), "expected one image"),
+        (keras.layers.Conv2D(1, 3, activation="sigmoid"), "not the size of its input"),
+    ],
+)
+def test_a_network_that_could_not_predict_is_refused_before_it_is_trained(
+    data_set, tmp_path, monkeypatch, capsys, layer, words
+):
+    image = keras.Input((None, None, 1))
+    output = layer(image)
+    if words.endswith(("Lambda", "layers")):
+        output = keras.layers.Conv2D(1, 1, activation="sigmoid")(output)
+    monkeypatch.setattr(unet, "build_unet", lambda *given: keras.Model(image, output))
+    assert run(train, "--data", data_set, "--output", tmp_path / "run") == 2
+    check_refusal(capsys, words)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_bare_model_cannot_be_started_from(data_set, trained, capsys):
     flags = ["--data", data_set, "--init", trained / "small/model.keras"]
     assert run(train, *flags) == 2
@@ -161,7 +191,9 @@ def test_the_printed_command_works_from_where_one_is(data_set, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path / "elsewhere")
     flags = ["--data", "../mine", "--epochs", "1", "--output", "run"]
     assert run(train, *flags, *SMALL) == 0
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Next: ")]
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.endswith(", the best on that one slice") for line in lines)
+    (line,) = [line for line in lines if line.startswith("Next: ")]
     script = shlex.split(line)[2]
     assert Path(script).resolve() == runs.ROOT / "predict.py"
     assert shlex.split(line)[3:] == ["--model", "run", "FOLDER"]  # it has no test slices

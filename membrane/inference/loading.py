@@ -49,18 +49,7 @@ def load_network(path: Path) -> keras.Model:
             f"{path}: saved by Keras {version}, cannot be loaded by {keras.__version__} "
             f"({first_line(error)})"
         ) from None
-    if isinstance(model, keras.Sequential) or not getattr(model, "inputs", None):
-        raise UserError(f"{path}: a {type(model).__name__}; expected a functional Keras model")
-    model = _with_any_size(model, path)
-    shapes = [[tuple(tensor.shape) for tensor in side] for side in (model.inputs, model.outputs)]
-    if shapes != [[(None, None, None, 1)]] * 2:
-        raise UserError(
-            f"{path}: its input and output are {shapes[0]} and {shapes[1]}; expected one image, "
-            "(None, None, None, 1), and P(interior) of the same shape"
-        )
-    output = model.outputs[0]._keras_history.operation
-    if getattr(output, "activation", None) is not keras.activations.sigmoid:
-        raise UserError(f"{path}: its last layer has no sigmoid, so it gives no P(interior)")
+    model = _check_network(model, path)
     if not all(np.isfinite(weights).all() for weights in model.get_weights()):
         raise UserError(f"{path}: some of its weights are no numbers; train it again")
     try:
@@ -70,7 +59,45 @@ def load_network(path: Path) -> keras.Model:
     return model
 
 
-def _with_any_size(model: keras.Model, path: Path) -> keras.Model:
+def check_untrained(model: keras.Model, where: str) -> keras.Model:
+    """Returns a network that can be loaded again and predict, once it is trained.
+
+    Raises:
+        UserError: it has a layer that cannot be loaded from a file, or `load_network` would refuse
+            what it gives.
+    """
+    try:
+        keras.models.model_from_json(model.to_json())
+    except Exception as error:  # Keras: anything
+        raise UserError(
+            f"{where}: the network could not be loaded again once it is trained; build it from "
+            f"Keras' own layers, without Lambda ({first_line(error)})"
+        ) from None
+    return _check_network(model, where)
+
+
+def _check_network(model: keras.Model, where: str | Path) -> keras.Model:
+    """Returns a network from one channel to P(interior), for images of any size.
+
+    Raises:
+        UserError: it is another.
+    """
+    if isinstance(model, keras.Sequential) or not getattr(model, "inputs", None):
+        raise UserError(f"{where}: a {type(model).__name__}; expected a functional Keras model")
+    model = _with_any_size(model, where)
+    shapes = [[tuple(tensor.shape) for tensor in side] for side in (model.inputs, model.outputs)]
+    if shapes != [[(None, None, None, 1)]] * 2:
+        raise UserError(
+            f"{where}: its input and output are {shapes[0]} and {shapes[1]}; expected one image, "
+            "(None, None, None, 1), and P(interior) of the same shape"
+        )
+    output = model.outputs[0]._keras_history.operation
+    if getattr(output, "activation", None) is not keras.activations.sigmoid:
+        raise UserError(f"{where}: its last layer has no sigmoid, so it gives no P(interior)")
+    return model
+
+
+def _with_any_size(model: keras.Model, where: str | Path) -> keras.Model:
     """Returns a model for images of one size as one for images of any, another as it is."""
     sizes = [tensor.shape[1:-1] for tensor in model.inputs + model.outputs]
     if len(sizes) != 2 or sizes[0] != sizes[1] or len(sizes[0]) != 2 or sizes[0] == (None, None):
@@ -82,6 +109,6 @@ def _with_any_size(model: keras.Model, path: Path) -> keras.Model:
         return free
     except Exception as error:  # layers that need to know the size: anything
         raise UserError(
-            f"{path}: for images of {sizes[0][0]}x{sizes[0][1]} px only ({first_line(error)}); "
+            f"{where}: for images of {sizes[0][0]}x{sizes[0][1]} px only ({first_line(error)}); "
             "build it with keras.Input((None, None, 1))"
         ) from None

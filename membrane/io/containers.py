@@ -64,6 +64,11 @@ def open_container(path: Path) -> Iterator[tuple]:
             raise UnreadableError(
                 f"{path}: {array.dtype} of shape {tuple(array.shape)}; expected grey (z, y, x)"
             )
+        if array.shape[2] <= 4 < min(array.shape[:2]):  # no stack: its slices would be so narrow
+            raise UnreadableError(
+                f"{path}: of shape {tuple(array.shape)}, colour as it seems; expected grey (z, y, "
+                "x), or save it as PNG or TIFF"
+            )
         yield array, size
 
 

@@ -69,7 +69,8 @@ def make_tile(slices: Slices, seed: int, number: tf.Tensor) -> tuple[tf.Tensor, 
     """Makes the tile that follows from a seed and a number, int64 ().
 
     Every pixel of it has one place in the slice, from which image and label are read together, so
-    no crop, flip, rotation or deformation can move one without the other.
+    no crop, flip, rotation or deformation can move one without the other. TensorFlow compiles it:
+    what is done by chance needs `tf.cond`, not `if`.
 
     Returns:
         image: float32 (256, 256, 1), about [0, 1].

@@ -45,7 +45,9 @@ def calibrate_and_save(
         )
     shown = runs.display_path(folder)
     pictures = f"{shown}/validation.png, curves.png" if held_out.names else f"{shown}/curves.png"
-    print(f"Threshold on P(interior): {record['threshold']:g}")
+    alone = len(held_out.names) == 1 and not record["flags"]["threshold"]
+    how = ", the best on that one slice" if alone else ""
+    print(f"Threshold on P(interior): {record['threshold']:g}{how}")
     print(f"Pictures to look at: {pictures}")
 
 

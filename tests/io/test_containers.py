@@ -114,6 +114,11 @@ def test_a_numpy_file_is_read_without_loading_it(tmp_path):
     np.save(tmp_path / "b.npy", STACK.astype(object), allow_pickle=True)
     with pytest.raises(UserError, match=r"b\.npy: "):
         readers.count_pages(tmp_path / "b.npy")
+    np.save(tmp_path / "c.npy", np.zeros((40, 50, 3), np.uint8))
+    with pytest.raises(UserError, match="colour as it seems"):
+        readers.count_pages(tmp_path / "c.npy")
+    np.save(tmp_path / "d.npy", STACK[:, :, :3])
+    assert readers.count_pages(tmp_path / "d.npy") == len(STACK)
 
 
 def test_a_library_that_is_missing_is_named_with_the_file_that_installs_it(tmp_path, monkeypatch):

@@ -141,7 +141,7 @@ LABELS = {
         each(lambda label: label[::2, ::2]), "slice_1: a slice of 112x96 px with a label of 56x48"),
     "with soft edges": (each(soften), "slice_1: not a binary label"),
     "all cell": (each(lambda label: label | 255), "one class in all labels"),
-    "one missing": (lambda labels: labels[3].unlink(), "has 3; every slice needs its label"),
+    "one missing": (lambda labels: labels[3].unlink(), "slice_4 has no label of that name"),
     "one cut short": (lambda labels: labels[0].write_bytes(labels[0].read_bytes()[:99]), "slice_1"),
     "one renamed": (
         lambda labels: labels[0].rename(labels[0].with_name("b.png")), "slice_1 has no label of"),
