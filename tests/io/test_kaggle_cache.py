@@ -155,7 +155,8 @@ def without(members, *names):
 
 BAD = {
     "another layout": (lambda members: {"readme.txt": b"moved"}, "no labelled slices found"),
-    "a missing label": (lambda members: without(members, "train/labels/slice_2.png"), "has 2"),
+    "a missing label": (lambda members: without(members, "train/labels/slice_2.png"),
+                        "slice_2 has no label"),
     "no labels": (lambda members: without(members, *(f"train/labels/slice_{i}.png" for i in "123")),
                   "no labelled slices"),
     "a damaged slice": (lambda members: members | {f"{LAYOUT}/imgs/slice_1.png": b"x"}, "slice_1"),
