@@ -68,7 +68,7 @@ function takeBack(which = () => true) {
   const place = kept.log.findLastIndex(which);
   if (place < 0) return null;
   const [entry] = kept.log.splice(place, 1);
-  undone.push({ entry, place });
+  undone.push({ entry, after: kept.log.length - place });
   keep();
   return entry;
 }
@@ -76,8 +76,8 @@ function takeBack(which = () => true) {
 // Makes again what was taken back last, where it was among the others; returns it.
 function makeAgain() {
   if (!undone.length) return null;
-  const { entry, place } = undone.pop();
-  kept.log.splice(place, 0, entry);
+  const { entry, after } = undone.pop();  // from the end: others may be put before them all
+  kept.log.splice(kept.log.length - after, 0, entry);
   keep();
   return entry;
 }

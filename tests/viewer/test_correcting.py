@@ -462,6 +462,13 @@ def test_what_is_undone_quickly_is_gone_and_comes_back_where_it_was(editor):
     editor.press_control("y")
     assert [one["kind"] for one in editor.operations(NAMES[1])] == kinds == ["separate", "cell"]
     check_mask(editor)
+    editor.press_control("z")
+    editor.browser.execute_script(
+        "putBefore('c', [1, 2].map((x) => ({ kind: 'cell', size: 1, points: [[x, 1]] })), [])"
+    )  # as of a slice that is opened meanwhile, with corrections of its masks' own
+    editor.press_control("y")
+    assert [one["kind"] for one in editor.operations(NAMES[1])] == kinds
+    check_mask(editor)
 
 
 def test_a_brush_beside_the_slice_and_a_second_finger_paint_nothing(editor):
