@@ -166,9 +166,9 @@ def load_pairs(data_set: DataSet, ignore: int | None = None) -> Pairs:
         images, labels = (dict(read_named(path)) for path in (data_set.images, data_set.labels))
         if data_set.images == data_set.labels:  # 1.png and 1_mask.png in one folder
             images, labels = split_suffixed(images)
-        found = pair_names(images, labels)
+        found, stacks = pair_names(images, labels), not data_set.images.is_dir()
         missing = [name for name in images if found[name] is None]
-        if missing and data_set.images.is_dir():
+        if missing and not stacks:
             raise UserError(
                 f"{data_set.images / missing[0]} has no label of that name in {data_set.labels} "
                 f"({len(missing)} of {len(images)} slices have none); give both the same name, or "
@@ -179,7 +179,7 @@ def load_pairs(data_set: DataSet, ignore: int | None = None) -> Pairs:
                 f"{data_set.images} has {len(images)} slices and {data_set.labels} has "
                 f"{len(labels)}; every slice needs its label"
             )
-        if not data_set.images.is_dir():  # two stacks, page by page
+        if stacks:  # page by page
             found = dict(zip(images, labels, strict=True))
         pairs = Pairs([], [], [], [])
         for name, image in images.items():

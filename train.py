@@ -124,8 +124,8 @@ def train(args: argparse.Namespace) -> int:
     held = f"{held_out.names[0]} to {held_out.names[-1]}" if held_out.names else "none"
     print(f"Data: {data_set.root}, {len(training.names)} slices to train on, held out: {held}")
 
-    new = initial or check_untrained(build_unet(args.filters, args.dilation), "unet.py")
-    network = with_dtype(new, precision)
+    network = initial or check_untrained(build_unet(args.filters, args.dilation), "unet.py")
+    network = with_dtype(network, precision)
     begun = f", starting from {args.init}" if args.init else ""
     filters = "-".join(map(str, args.filters))
     print(f"Network: {filters}, {network.count_params():,} parameters{begun}")

@@ -14,14 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from membrane.inference.masks import Segmentation
-from membrane.inference.tiling import (
-    Region,
-    expand,
-    full_region,
-    intersect,
-    relative_to,
-    shape_of,
-)
+from membrane.inference.tiling import Region, expand, full_region, intersect, relative_to, shape_of
 from membrane.inference.window_cells import WindowCells, contains, open_windows
 
 PER_SLICE, PER_PIXELS = 20, 2**18  # decisions: of a slice of up to so many px, and of each further

@@ -99,10 +99,9 @@ class WindowCells:
             Flat indices as of `between`, none where the two are so already; None where there is no
             border between them.
         """
-        places = [tuple(np.subtract(side, self.window.origin)) for side in sides]
-        height, width = self.window.mask.shape
-        if not all(0 <= y < height and 0 <= x < width for y, x in places):
+        if not all(contains(self.region, side) for side in sides):
             return None
+        places = [tuple(np.subtract(side, self.window.origin)) for side in sides]
         if not all(self.window.mask[place] for place in places):
             return None
         basins = [self.window.basins[place] for place in places]

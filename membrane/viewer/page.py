@@ -25,7 +25,6 @@ JPEG_QUALITY = 92
 SIDES = {"before": -1, "after": 1}
 MASK, LABELS = "mask.png", "labels.png"  # the ends of the names of two of a slice's pictures
 EDIT, NUMBERS = "edit.js", "objects.js"  # and of what its corrections and its cells' numbers need
-GREY = [level for level in range(256) for _ in range(3)]
 COLOURS = [0, 0, 0, *np.random.default_rng(0).integers(60, 256, 3 * 255).tolist()]  # of labels
 
 
@@ -80,14 +79,14 @@ def make_edit(
     """
     height, width = mask.shape
     seen = Image.fromarray(to_bytes(np.clip(image, 0, 1)))
-    lossless = seen.width * seen.height <= LOSSLESS
-    options = {"compress_level": 0} if lossless else {"quality": JPEG_QUALITY}
-    if lossless:  # neither compressed nor, with a palette, filtered: noise loses a sixth by both
-        seen.putpalette(GREY)
+    kind, options = "JPEG", {"quality": JPEG_QUALITY}
+    if seen.width * seen.height <= LOSSLESS:
+        # neither compressed nor, with a palette, filtered: noise loses a sixth by both
+        seen, kind, options = seen.convert("P"), "PNG", {"compress_level": 0}
     content = {
         "shape": [height, width],
         "mask": _data_url(Image.fromarray(mask), "PNG"),
-        "image": _data_url(seen, "PNG" if lossless else "JPEG", **options),
+        "image": _data_url(seen, kind, **options),
         "cells": _list_cells(mask, probability),
         "decisions": decisions,
         "operations": operations,

@@ -77,10 +77,12 @@ async function writeSlices(slices, zipName, filesOf) {
   return { written, into: target.name };
 }
 
-// Notes what is saved: checksums by the names of slices; else all that there is.
-function noteSaved(checksums) {
-  const all = () => DATA.slices.map(({ name }) => [name, checksumOf(name)]);
-  Object.assign(kept.saved, checksums ?? Object.fromEntries(all()));
+const checksumsNow = () =>
+  Object.fromEntries(DATA.slices.map(({ name }) => [name, checksumOf(name)]));
+
+// Notes that so much of each slice is saved: checksums by the slices' names.
+function noteSaved(checksums = checksumsNow()) {
+  Object.assign(kept.saved, checksums);
   keep();
   tellUnsaved();
 }
