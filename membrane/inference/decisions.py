@@ -88,9 +88,8 @@ def find_decisions(
             own = *_between_cells(cells), *_within_cells(cells, TRIED * count)
             found += [(one, cells) for one in own]
     found.sort(key=lambda pair: (-pair[0].gain, pair[0].pixels[0]))
-    located = filter(None, (_locate(one, cells) for one, cells in found))
-    seen = (one for one in located if all(contains(region, side) for side in one.sides))
-    return list(islice(seen, count))
+    located = filter(None, (_locate(one, cells, region) for one, cells in found))
+    return list(islice(located, count))
 
 
 def _between_cells(cells: WindowCells) -> Iterator[Decision]:
@@ -141,25 +140,28 @@ def _decide(
         yield Decision(int(border), joined, odds, length, int(smaller), gain, pixels)
 
 
-def _locate(decision: Decision, cells: WindowCells) -> Decision | None:
-    """Returns a decision with its place; None where a side has no pixel beside the border."""
+def _locate(decision: Decision, cells: WindowCells, region: Region) -> Decision | None:
+    """Returns a decision with its place; None where a side has no pixel beside the border.
+
+    What is not in the region is not seen, nor whether it is there.
+    """
     pixels = decision.pixels
     own = np.intersect1d(cells.between(np.array([decision.border])), pixels)
     place = np.stack(np.unravel_index(own if own.size else pixels, cells.shape), 1)
     at = place[np.argmin(((place - place.mean(0)) ** 2).sum(1))]
-    sides = _find_sides(cells, cells.borders.pairs[decision.border], at, pixels)
+    sides = _find_sides(cells, region, cells.borders.pairs[decision.border], at, pixels)
     return sides and replace(decision, at=tuple(at.tolist()), sides=tuple(sides))
 
 
 def _find_sides(
-    cells: WindowCells, pair: np.ndarray, at: np.ndarray, pixels: np.ndarray
+    cells: WindowCells, region: Region, pair: np.ndarray, at: np.ndarray, pixels: np.ndarray
 ) -> list[tuple[int, int]] | None:
     """Returns an interior pixel of each of two basins, (y, x), a little off a border's middle.
 
     It is in a piece of the basin that touches the border's pixels; None where one has none.
     """
     near = expand(tuple(slice(n, n + 1) for n in at.tolist()), SEARCHED, cells.shape)
-    near = intersect(near, cells.region)
+    near = intersect(near, intersect(region, cells.region))
     own = relative_to(near, cells.region)
     line = np.zeros(cells.shape, bool)
     line.ravel()[pixels] = True

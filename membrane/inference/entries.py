@@ -1,20 +1,25 @@
 """What the viewer lists: an entry for each slice, and one for each window of a large one."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from membrane.inference.corrections import place_name
+from membrane.inference.corrections import place_name, split_name
 from membrane.inference.decisions import find_decisions
-from membrane.inference.tiling import Region, full_region
+from membrane.inference.tiling import Region, full_region, intersect, relative_to, shape_of
 from membrane.io.labels import INTERIOR
 from membrane.io.writers import atomic_write
 from membrane.viewer.page import (
     EDIT,
     LABELS,
+    MAP,
+    MASK,
+    SLICE,
     VIEW,
     is_editable,
     make_edit,
@@ -22,6 +27,7 @@ from membrane.viewer.page import (
     picture_path,
     read_edit,
     thin,
+    thin_step,
 )
 
 
@@ -59,8 +65,10 @@ def make_entries(
     corrected: dict[str, list[dict]],
     probability: bool,
     labels: bool,
+    region: Region | None = None,
+    shape: tuple[int, int] | None = None,
 ) -> Iterator[Entry]:
-    """Yields the entries of a predicted page.
+    """Yields the entries of a predicted page, or those of a region's windows.
 
     Slices of `2 * VIEW` px a side are shown thinned, and are corrected in windows of `VIEW`.
 
@@ -71,8 +79,11 @@ def make_entries(
         corrected: the operations on its mask, of `Corrections.apply`.
         probability: whether P(interior) is shown.
         labels: whether its cells' numbers will be there.
+        region: rows and columns of a slice, that start where a window does, if they are all that
+            the page has.
+        shape: of this slice.
     """
-    shape, later = page.mask.shape, (LABELS,) if labels else ()
+    shape, later = shape or page.mask.shape, (LABELS,) if labels else ()
     about = {
         "name": page.source.short_name(page.number),
         "file": page.source.picture_name(page.number),
@@ -83,31 +94,61 @@ def make_entries(
         "pixel_size": page.pixel_size and page.pixel_size[0],
     }
     save_as = page.source.mask_name(page.number).removesuffix(".png")
-    windows = {"": full_region(shape)}
-    if not is_editable(shape):
+    windows, seen = {"": full_region(shape)}, region or full_region(shape)
+    if not (is_editable(shape) or region):
         image, shown = page.normalize(thin(page.image, VIEW)), page.map
         files = make_views(image, page.mask, shown if probability else None)
         yield Entry(about | {"membrane": membrane_fraction(page.mask, page.blank)}, files, later)
-        windows, later = {place_name(region): region for region in cut_windows(shape)}, ()
-    for place, region in windows.items():
-        suffix, blank = re.sub("[/ ]", "-", place), page.blank
-        image, mask = page.normalize(page.image[region]), page.mask[region]
+    if not is_editable(shape):
+        windows, later = {place_name(window): window for window in cut_windows(seen)}, ()
+    for place, window in windows.items():
+        suffix, blank, here = _suffix(place), page.blank, relative_to(window, seen)
+        image, mask = page.normalize(page.image[here]), page.mask[here]
         own = about | {
             "name": about["name"] + place,
             "file": about["file"] + suffix,
             "place": place,
             "save_as": f"{save_as}{suffix}.png",
-            "membrane": membrane_fraction(mask, None if blank is None else blank[region]),
+            "membrane": membrane_fraction(mask, None if blank is None else blank[here]),
         }
-        shown = None if page.map is None else page.map[region]
+        shown = None if page.map is None else page.map[here]
         files = make_views(image, mask, shown if probability else None)
         if predicted is not None:
-            found = find_decisions(page.segmentation, region)
-            decisions = [one.to_json(shape[1], region) for one in found]
+            found = find_decisions(page.segmentation, here)
+            decisions = [one.to_json(shape_of(seen)[1], here) for one in found]
             done = corrected.get(own["name"], [])
-            files |= make_edit(own["file"], predicted[region], image, shown, decisions, done)
+            files |= make_edit(own["file"], predicted[here], image, shown, decisions, done)
             own |= _count({"decisions": decisions, "operations": done})
         yield Entry(own, files, later)
+
+
+def join_windows(folder: Path, windows: Sequence[dict], membrane: float) -> Entry:
+    """Returns the entry of a large slice, shown thinned, by the pictures of its windows.
+
+    Args:
+        folder: of the masks.
+        windows: what the page says of them, all in one slice.
+        membrane: `membrane_fraction` of the slice.
+    """
+    first = windows[0]
+    shape, views = tuple(first["size"]), {}
+    step = thin_step(shape, VIEW)
+    for end in {SLICE, MASK, MAP} & set(first["kinds"]):
+        parts = {}
+        for one in windows:
+            top, left = (line.start for line in split_name(one["place"], shape)[1])
+            with Image.open(picture_path(folder, one["file"], end)) as picture:
+                parts[top, left] = np.asarray(picture)[-top % step :: step, -left % step :: step]
+        tops, lefts = (sorted(set(line)) for line in zip(*parts, strict=True))
+        views[end] = np.block([[parts[top, left] for left in lefts] for top in tops])
+    place, mask = first["place"], np.where(views[MASK], 0, INTERIOR)
+    about = {word: first[word] for word in ("key", "slice", "size", "pixel_size")} | {
+        "name": first["name"].removesuffix(place),
+        "file": first["file"].removesuffix(_suffix(place)),
+        "place": "",
+        "membrane": membrane,
+    }
+    return Entry(about, make_views(views[SLICE] / 255, mask, views.get(MAP)))
 
 
 def membrane_fraction(mask: np.ndarray, blank: np.ndarray | None) -> float:
@@ -121,11 +162,15 @@ def membrane_fraction(mask: np.ndarray, blank: np.ndarray | None) -> float:
     return 1 - float((mask == INTERIOR).mean()) / tissue
 
 
-def cut_windows(shape: tuple[int, int]) -> Iterator[Region]:
-    """Yields the windows of `VIEW` px that a large slice is corrected in."""
-    for top in range(0, shape[0], VIEW):
-        for left in range(0, shape[1], VIEW):
-            yield slice(top, min(top + VIEW, shape[0])), slice(left, min(left + VIEW, shape[1]))
+def cut_windows(region: Region) -> Iterator[Region]:
+    """Yields the windows of `VIEW` px that a region of a large slice is corrected in."""
+    for corner in product(*(range(line.start, line.stop, VIEW) for line in region)):
+        yield intersect(tuple(slice(start, start + VIEW) for start in corner), region)
+
+
+def _suffix(place: str) -> str:
+    """Returns the end of the names of a window's files."""
+    return re.sub("[/ ]", "-", place)
 
 
 def _count(edit: dict) -> dict:

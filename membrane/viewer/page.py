@@ -18,12 +18,13 @@ from membrane.runs import METADATA_DIR
 from membrane.viewer.plots import MISSED, THUMBNAIL
 from membrane.viewer.template import load_template
 
-VIEW = 2048  # px; a slice with twice this side or more is shown thinned, and not corrected there
+VIEW = 2048  # px; a slice with twice this side or more is shown thinned, corrected in windows
 THUMB = 96  # px, of the slices in the strip
 LOSSLESS = 2**20  # px; larger slices are saved for training as JPEG shows them
 JPEG_QUALITY = 92
 SIDES = {"before": -1, "after": 1}
-MASK, LABELS = "mask.png", "labels.png"  # the ends of the names of two of a slice's pictures
+SLICE, MASK, MAP = "slice.jpg", "mask.png", "probability.jpg"  # ends of the names of pictures
+LABELS = "labels.png"
 EDIT, NUMBERS = "edit.js", "objects.js"  # and of what its corrections and its cells' numbers need
 COLOURS = [0, 0, 0, *np.random.default_rng(0).integers(60, 256, 3 * 255).tolist()]  # of labels
 
@@ -40,9 +41,9 @@ def make_views(image: np.ndarray, mask: np.ndarray, probability=None) -> dict:
         The content of each file, by the end of its name.
     """
     seen = to_bytes(np.clip(thin(image, VIEW), 0, 1))
-    pictures = {"slice.jpg": Image.fromarray(seen), "thumb.jpg": Image.fromarray(thin(seen, THUMB))}
+    pictures = {SLICE: Image.fromarray(seen), "thumb.jpg": Image.fromarray(thin(seen, THUMB))}
     if probability is not None:
-        pictures["probability.jpg"] = Image.fromarray(thin(probability, VIEW))
+        pictures[MAP] = Image.fromarray(thin(probability, VIEW))
     membrane = Image.fromarray((thin(mask, VIEW) == 0).astype(np.uint8))
     membrane.putpalette([0, 0, 0, *MISSED])
     pictures[MASK] = membrane
@@ -50,7 +51,7 @@ def make_views(image: np.ndarray, mask: np.ndarray, probability=None) -> dict:
 
 
 def is_editable(shape: tuple[int, int]) -> bool:
-    """Tells whether slices of this shape are corrected on the page."""
+    """Tells whether slices of this shape are corrected as a whole."""
     return max(shape) < 2 * VIEW
 
 
@@ -212,8 +213,13 @@ def add_scores(path: Path, scores: dict[str, dict[str, float]]) -> None:
 
 def thin(image: np.ndarray, side: int = 2 * THUMBNAIL) -> np.ndarray:
     """Returns a slice, with rows and columns left out if a side is twice as long as asked."""
-    step = max(1, max(image.shape) // side)
+    step = thin_step(image.shape, side)
     return np.ascontiguousarray(image[::step, ::step])
+
+
+def thin_step(shape: tuple[int, int], side: int) -> int:
+    """Returns of how many rows, and columns, `thin` keeps one."""
+    return max(1, max(shape) // side)
 
 
 def _fill(page: str, element: str, value) -> str:

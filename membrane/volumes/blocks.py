@@ -37,9 +37,10 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
     so the masks do not depend on the blocks.
 
     Returns:
-        membrane: how many membrane pixels each of its slices has.
+        membrane: how many pixels of its slices are not interior.
+        blank: how many of these are no tissue.
         agreed: whether each agrees with the one before, where that can be told.
-        entries: what the page says of those slices that it corrects, but for their keys.
+        entries: what the page says of what it corrects there, but for the slices' keys.
         computed_in: the precision of whoever predicted it.
     """
     shape = source.shape[1:]
@@ -47,8 +48,9 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
     tiled = job.scale == (1.0, 1.0)
     read = predictor.tiling.input_region(seen, shape) if tiled else full_region(shape)
     wide = expand(read, REACH, shape)  # for what is tissue, as the whole slice tells it
-    wanted, flags = relative_to(block.region, seen), job.flags
+    wanted, here, flags = *(relative_to(block.region, one) for one in (seen, wide)), job.flags
     masks = np.empty(np.subtract(block.stop, block.start), np.uint8)
+    empty = np.zeros(len(masks), int)
     maps, held, ahead = np.empty_like(masks), {}, ROUNDS if flags.neighbours else 0
     labels, pages, entries = BlockLabels(block) if flags.labels else None, {}, []
     first, last = max(block.z.start - ahead, 0), min(block.z.stop + ahead, source.shape[0])
@@ -73,13 +75,15 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
         if blank is not None:
             probability[blank[relative_to(seen, wide)]] = 0.0
         if block.z.start <= z < block.z.stop:
+            nothing = None if blank is None else blank[here]
+            empty[z - block.z.start] = 0 if blank is None else nothing.sum()
             if flags.probability:
                 maps[z - block.z.start] = normalization.to_bytes(probability[wanted])
             if flags.labels or z in job.shown:
                 size = (flags.pixel_size,) * 2 if flags.pixel_size else source.pixel_size
-                about = {"normalize": normalize, "pixel_size": size}
+                about = {"normalize": normalize, "pixel_size": size, "blank": nothing}
                 file = Source(job.source, f"{job.names.get(z, '')}.png", 1, z)
-                pages[z] = Page(file, 0, whole, blank, probability=probability, **about)
+                pages[z] = Page(file, 0, whole[here], probability=probability[wanted], **about)
         held[z] = job.threshold_map(probability, flags.threshold, flags.plain, wanted)
         return held[z]
 
@@ -100,7 +104,8 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
         if z in job.shown:
             page.mask, page.segmentation = masks[number], segmentation
             page.map = normalization.to_bytes(page.probability)
-            made = make_entries(page, "", predicted, done, flags.probability, labels=False)
+            about = predicted, done, flags.probability, False, block.region, shape
+            made = make_entries(page, "", *about)
             entries += [entry.write(job.masks.parent) for entry in made]
         series.forget(z - NEIGHBOURS)
         held.pop(z - NEIGHBOURS, None)
@@ -113,6 +118,7 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
         block,
         {
             "membrane": (masks == 0).sum((1, 2)).tolist(),
+            "blank": empty.tolist(),
             "agreed": [one for one in agreed if one is not None],
             "computed_in": choose_precision()[0],
             "entries": entries,

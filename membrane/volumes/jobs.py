@@ -15,11 +15,11 @@ from itertools import product
 from pathlib import Path
 
 from membrane.inference.corrections import Corrections
-from membrane.inference.masks import WINDOW
 from membrane.io.writers import write_json
 from membrane.runs import METADATA_DIR
+from membrane.viewer.page import VIEW
 
-SIDE = 4 * WINDOW  # px; longer slices are cut, where masks are made from windows anyway
+SIDE = 2 * VIEW  # px; longer slices are cut, where the page's windows start, and so a mask's
 DEPTH, VOXELS = 64, 2**27  # a block has as many slices, or as are so many voxels, at most
 MIN_DEPTH = 16  # slices, that a block of a short volume has, for several to be under way at once
 
@@ -100,9 +100,9 @@ def choose_block(
 ) -> tuple[int, int, int]:
     """Chooses the shape of the blocks, (z, y, x).
 
-    Large slices are cut into parts that start where a mask's windows do. The fewer parts and the
-    deeper, the less is computed twice: what lies around a block, and the slices before and after
-    it. A slice that is resampled is never cut.
+    Large slices are cut into parts that start where the page's windows do, which are some of a
+    mask's. The fewer parts and the deeper, the less is computed twice: what lies around a block,
+    and the slices before and after it. A slice that is resampled is never cut.
 
     Args:
         shape: of the volume, (z, y, x).
@@ -111,7 +111,7 @@ def choose_block(
     sides = []
     for side in shape[1:]:
         count = 1 if scale != (1.0, 1.0) else -(-side // SIDE)
-        sides.append(side if count == 1 else -(-side // (count * WINDOW)) * WINDOW)
+        sides.append(side if count == 1 else -(-side // (count * VIEW)) * VIEW)
     deepest = min(max(shape[0] // 8, MIN_DEPTH), DEPTH, shape[0])
     return max(1, min(deepest, VOXELS // math.prod(sides))), *sides
 

@@ -8,6 +8,8 @@ import math
 import shutil
 import time
 from collections.abc import Callable
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 from membrane import folders, runs
@@ -15,13 +17,13 @@ from membrane.errors import UnreadableError, UserError
 from membrane.inference import outputs
 from membrane.inference.batch import check_scaled
 from membrane.inference.corrections import read_corrections
-from membrane.inference.entries import Entry
+from membrane.inference.entries import join_windows
 from membrane.inference.predictor import Predictor
 from membrane.inference.sources import find_sources, list_keys
 from membrane.io.normalization import middle_region
 from membrane.io.pixel_size import find_scale
-from membrane.io.readers import is_zarr
-from membrane.viewer.page import is_editable, make_views
+from membrane.io.readers import is_zarr, natural_key
+from membrane.viewer.page import is_editable
 from membrane.viewer.plots import make_thumbnail
 from membrane.volumes import blocks, labels, pyramid, store
 from membrane.volumes.jobs import SIDE, Job, choose_block
@@ -55,9 +57,8 @@ def predict_volume(
     scale = find_scale(size, record.get("pixel_size"))
     check_scaled(path, source.shape[1:], scale, args.max_pixels)
     source = dataclasses.replace(source, voxel=(source.voxel[0], *(size or (None, None))))
-    slices, shown = _list_slices(args, source), ()
-    if is_editable(source.shape[1:]):
-        shown = outputs.choose_listed(source.shape[0], math.prod(source.shape[1:]))
+    slices = _list_slices(args, source)
+    shown = outputs.choose_listed(source.shape[0], math.prod(source.shape[1:]))
     job = Job(
         flags=args,
         source=path.resolve(),
@@ -140,13 +141,14 @@ def _list_slices(args, source: store.Volume) -> list[tuple[str, str]]:
 
 
 def _draw(job: Job, source: store.Volume, membrane: dict, metadata: dict, shown: list) -> None:
-    """Draws the contact sheet, and the page: to look at, where no slice can be corrected."""
-    folder, sheet, viewed = job.masks.parent, [], []
+    """Draws the contact sheet, and the page of what the blocks have made to be corrected."""
+    folder, sheet = job.masks.parent, []
     for z in outputs.choose_evenly(source.shape[0], outputs.SHEET_SLICES):
         image, mask = blocks.show(job, source, z)
-        name = f"z {z}"
-        sheet.append((name, make_thumbnail(image), make_thumbnail(mask)))
-        if not shown:
-            about = {"name": name, "file": f"{z:05d}", "membrane": membrane[name], "slice": z}
-            viewed.append(Entry(about, make_views(image, mask)).write(folder))
-    outputs.show(folder, sheet, shown or viewed, len(membrane), metadata)
+        sheet.append((f"z {z}", make_thumbnail(image), make_thumbnail(mask)))
+    if not is_editable(source.shape[1:]):
+        windows = sorted(shown, key=itemgetter("slice"))
+        for z, own in groupby(windows, itemgetter("slice")):
+            shown.append(join_windows(folder, list(own), membrane[f"z {z}"]).write(folder))
+    shown.sort(key=lambda one: (one["slice"], natural_key(one["place"])))
+    outputs.show(folder, sheet, shown, len(membrane), metadata)

@@ -61,7 +61,7 @@ def run_job(
     Returns:
         The membrane fraction of each slice; what could not be done, by block; the precisions that
         the blocks were computed in; whether slices agree with the one before; and what the page
-        says of those that it corrects. Without pyramid where something could not be done: it can be
+        says of what it corrects. Without pyramid where something could not be done: it can be
         mended, and the rest done by the same call.
 
     Raises:
@@ -71,7 +71,9 @@ def run_job(
         pyramid.create_volume(path, source.voxel, job.levels, job.block)
     if job.flags.labels:
         labels.create(job, source)
-    membrane, lacking = np.zeros(source.shape[0]), np.zeros(source.shape[0], bool)
+    depth, *sides = source.shape
+    interior, tissue = np.full((2, depth), math.prod(sides))
+    lacking = np.zeros(depth, bool)
     failed, precisions, agreed, entries = {}, set(), [], []
     with open_pool as pool:
         for block, result in _finish_level(job, 0, pool.predict, pool):
@@ -79,7 +81,8 @@ def run_job(
                 failed[block.name] = str(result)
                 lacking[block.z] = True
                 continue
-            membrane[block.z] += result["membrane"]
+            interior[block.z] -= result["membrane"]
+            tissue[block.z] -= result["blank"]
             precisions.add(result["computed_in"])
             agreed += result["agreed"]
             entries += result.get("entries", ())
@@ -87,9 +90,9 @@ def run_job(
         for level in range(1, 1 if failed else len(job.levels)):
             for _ in _finish_level(job, level, partial(shrink_block, job), pool):
                 pass
-    fractions = membrane / math.prod(source.shape[1:])
+    fractions = 1 - interior / np.maximum(tissue, 1)
     done = {f"z {z}": float(fractions[z]) for z in np.flatnonzero(~lacking)}
-    return done, failed, precisions, agreed, sorted(entries, key=lambda one: one["slice"])
+    return done, failed, precisions, agreed, entries
 
 
 def _finish_level(job: Job, level: int, function: Callable, pool: Pool) -> Iterator[tuple]:

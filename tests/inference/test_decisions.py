@@ -108,13 +108,17 @@ def test_a_side_is_beside_the_border_off_its_line_and_in_what_touches_it():
     [found] = decisions._within_cells(cells, 1)
     assert np.array_equal(found.pixels, np.arange(20, 60) * 70 + 30)
     for row in (39, 20, 59):
-        sides = decisions._find_sides(cells, borders.pairs[0], np.array([row, 30]), found.pixels)
+        at = np.array([row, 30])
+        sides = decisions._find_sides(cells, region, borders.pairs[0], at, found.pixels)
         (y, x), (below, beyond) = sides
         assert 28 <= x < 30 and 31 <= beyond < 34
         assert 5 <= np.hypot(y - row, x - 30) <= 7 and 5 <= np.hypot(below - row, beyond - 30) <= 7
     mask[:, 28 - 10 : 30 - 10] = False
     del cells.free
-    assert decisions._find_sides(cells, borders.pairs[0], np.array([39, 30]), found.pixels) is None
+    assert (
+        decisions._find_sides(cells, region, borders.pairs[0], np.array([39, 30]), found.pixels)
+        is None
+    )
 
 
 def test_of_what_is_membrane_now_no_border_is_found():

@@ -11,6 +11,7 @@ from PIL import Image
 from membrane import synthetic
 from membrane.inference import corrections, entries, masks
 from membrane.viewer import page
+from membrane.volumes import blocks, jobs, pyramid
 
 SIDES, VIEW = (290, 280), 128
 
@@ -87,6 +88,38 @@ def stroke():
     """The stroke of 9 px along x = 2 from y = 2 to 20, within the window."""
     y, x = np.mgrid[:25, :7]
     return 4 * ((y - np.clip(y, 2, 20)) ** 2 + (x - 2) ** 2) <= 81
+
+
+def test_the_page_of_a_volume_has_the_windows_of_the_page_of_its_slices(large, monkeypatch):
+    monkeypatch.setattr(jobs, "VIEW", VIEW)
+    monkeypatch.setattr(jobs, "SIDE", 2 * VIEW)
+    monkeypatch.setattr(blocks, "WINDOW_HALO", masks.WINDOW_HALO)
+    listed = read_page_data(large / "masks")["slices"]
+    window = listed[9]  # in the last of four blocks
+    asked = read_edit(large / "masks", window)["decisions"][0]
+    made = [{"kind": "separate" if asked["joined"] else "join"} | asked]
+    keys = {one["name"]: one["key"] for one in listed}
+    (large / "made.json").write_text(json.dumps({"slices": {window["name"]: made}, "keys": keys}))
+    flags = ("--corrections", large / "made.json", "--probability")
+    assert predict(large, large / "folder", *flags) == 0
+    assert predict(large, large / "volume", *flags, "--zarr") == 0
+    folder, volume = (read_page_data(large / name)["slices"] for name in ("folder", "volume"))
+    assert [one.pop("membrane") for one in volume] == pytest.approx(
+        [one.pop("membrane") for one in folder]
+    )
+    assert volume == folder and [one.get("corrected") for one in volume[9:11]] == [1, None]
+    for one in folder:
+        for end in (*one["kinds"], *(["edit.js"] if "editable" in one else [])):
+            ours, theirs = (
+                page.picture_path(large / name, one["file"], end) for name in ("volume", "folder")
+            )
+            if one["place"] or end == page.MASK:
+                assert ours.read_bytes() == theirs.read_bytes()
+            else:  # of the windows' pictures, which have lost a little as JPEG
+                ours, theirs = (np.asarray(Image.open(path)) for path in (ours, theirs))
+                assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.9
+    made = pyramid.read_part(large / "volume/slices.zarr", 0, (slice(0, 2),))
+    assert np.array_equal(made, [read(large / "folder", name) for name in "ab"])
 
 
 def test_what_an_interrupted_prediction_has_left_can_be_corrected(large):
