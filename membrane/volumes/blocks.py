@@ -39,7 +39,7 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
     Returns:
         membrane: how many pixels of its slices are not interior.
         blank: how many of these are no tissue.
-        agreed: whether each agrees with the one before, where that can be told.
+        agreed: slices, each with whether it agrees with the one before, where that can be told.
         entries: what the page says of what it corrects there, but for the slices' keys.
         computed_in: the precision of whoever predicted it.
     """
@@ -91,7 +91,7 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
     for number, z in enumerate(range(block.z.start, block.z.stop)):
         if flags.neighbours:
             segmentation = series.close_gaps(z)
-            agreed.append(series.agree(z - 1, z))
+            agreed.append((z, series.agree(z - 1, z)))
         else:
             segmentation = segment(z).close_gaps(flags.threshold)
         predicted = segmentation.mask()
@@ -119,7 +119,7 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
         {
             "membrane": (masks == 0).sum((1, 2)).tolist(),
             "blank": empty.tolist(),
-            "agreed": [one for one in agreed if one is not None],
+            "agreed": [pair for pair in agreed if pair[1] is not None],
             "computed_in": choose_precision()[0],
             "entries": entries,
         },

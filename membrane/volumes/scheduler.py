@@ -60,9 +60,9 @@ def run_job(
 
     Returns:
         The membrane fraction of each slice; what could not be done, by block; the precisions that
-        the blocks were computed in; whether slices agree with the one before; and what the page
-        says of what it corrects. Without pyramid where something could not be done: it can be
-        mended, and the rest done by the same call.
+        the blocks were computed in; whether slices agree with the one before, at least in part; and
+        what the page says of what it corrects. Without pyramid where something could not be done:
+        it can be mended, and the rest done by the same call.
 
     Raises:
         UserError: there is no going on.
@@ -74,7 +74,7 @@ def run_job(
     depth, *sides = source.shape
     interior, tissue = np.full((2, depth), math.prod(sides))
     lacking = np.zeros(depth, bool)
-    failed, precisions, agreed, entries = {}, set(), [], []
+    failed, precisions, agreed, entries = {}, set(), {}, []
     with open_pool as pool:
         for block, result in _finish_level(job, 0, pool.predict, pool):
             if isinstance(result, UnreadableError):
@@ -84,7 +84,8 @@ def run_job(
             interior[block.z] -= result["membrane"]
             tissue[block.z] -= result["blank"]
             precisions.add(result["computed_in"])
-            agreed += result["agreed"]
+            for z, agrees in result["agreed"]:
+                agreed[z] = agreed.get(z, False) or agrees
             entries += result.get("entries", ())
             progress(math.prod(np.subtract(block.stop, block.start)) / 1e6)
         for level in range(1, 1 if failed else len(job.levels)):
@@ -92,7 +93,7 @@ def run_job(
                 pass
     fractions = 1 - interior / np.maximum(tissue, 1)
     done = {f"z {z}": float(fractions[z]) for z in np.flatnonzero(~lacking)}
-    return done, failed, precisions, agreed, entries
+    return done, failed, precisions, list(agreed.values()), entries
 
 
 def _finish_level(job: Job, level: int, function: Callable, pool: Pool) -> Iterator[tuple]:

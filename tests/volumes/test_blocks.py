@@ -175,7 +175,7 @@ def test_masks_do_not_depend_on_the_blocks(tmp_path, monkeypatch, plain, togethe
     pool = scheduler.open_local(job, source, predictor, 2)
     membrane, failed, precisions, agreed, _ = scheduler.run_job(job, source, pool, [].append)
     assert failed == {} and precisions == {precision.choose_precision()[0]}
-    assert (0 < sum(agreed) < len(agreed)) == together
+    assert (0 < sum(agreed) < len(agreed) < 5) == together  # by slice, whatever its blocks
     found, maps = read(job.masks), read(tmp_path / "out/probability/big.zarr")
     slices, empty = [], []
     for z, image in enumerate(big):
