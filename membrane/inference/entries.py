@@ -122,13 +122,14 @@ def make_entries(
         yield Entry(own, files, later)
 
 
-def join_windows(folder: Path, windows: Sequence[dict], membrane: float) -> Entry:
+def join_windows(folder: Path, windows: Sequence[dict], membrane: float, labels: bool) -> Entry:
     """Returns the entry of a large slice, shown thinned, by the pictures of its windows.
 
     Args:
         folder: of the masks.
         windows: what the page says of them, all in one slice.
         membrane: `membrane_fraction` of the slice.
+        labels: whether its cells' numbers are there.
     """
     first = windows[0]
     shape, views = tuple(first["size"]), {}
@@ -148,7 +149,8 @@ def join_windows(folder: Path, windows: Sequence[dict], membrane: float) -> Entr
         "place": "",
         "membrane": membrane,
     }
-    return Entry(about, make_views(views[SLICE] / 255, mask, views.get(MAP)))
+    files = make_views(views[SLICE] / 255, mask, views.get(MAP))
+    return Entry(about, files, (LABELS,) if labels else ())
 
 
 def membrane_fraction(mask: np.ndarray, blank: np.ndarray | None) -> float:

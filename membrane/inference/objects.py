@@ -94,10 +94,22 @@ def _renumber(
             write(labels)
             file = source.picture_name(number)
             if picture_path(folder, file, MASK).exists():  # it is shown on the page
-                shown = {LABELS: draw_labels(labels), NUMBERS: list_numbers(file, labels, mask)}
-                for end, content in shown.items():
-                    with atomic_write(picture_path(folder, file, end)) as part:
-                        part.write_bytes(content)
+                show_numbers(folder, file, labels, mask)
+
+
+def show_numbers(folder: Path, file: str, labels: np.ndarray, mask: np.ndarray) -> None:
+    """Writes what the page shows of the numbers of a slice's cells.
+
+    Args:
+        folder: of the masks.
+        file: the start of the slice's pictures' names.
+        labels: integers (height, width), 0 = on no cell.
+        mask: uint8 likewise, 255 = interior.
+    """
+    shown = {LABELS: draw_labels(labels), NUMBERS: list_numbers(file, labels, mask)}
+    for end, content in shown.items():
+        with atomic_write(picture_path(folder, file, end)) as part:
+            part.write_bytes(content)
 
 
 def _read(path: Path) -> Iterator[np.ndarray]:

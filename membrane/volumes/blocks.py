@@ -17,7 +17,6 @@ from membrane.inference.neighbours import REACH as NEIGHBOURS
 from membrane.inference.neighbours import ROUNDS, Series
 from membrane.inference.precision import choose_precision
 from membrane.inference.predictor import Predictor
-from membrane.inference.sources import Source
 from membrane.inference.tiling import Region, expand, full_region, relative_to, shape_of
 from membrane.io import normalization
 from membrane.io.labels import to_mask_bytes
@@ -82,8 +81,8 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
             if flags.labels or z in job.shown:
                 size = (flags.pixel_size,) * 2 if flags.pixel_size else source.pixel_size
                 about = {"normalize": normalize, "pixel_size": size, "blank": nothing}
-                file = Source(job.source, f"{job.names.get(z, '')}.png", 1, z)
-                pages[z] = Page(file, 0, whole[here], probability=probability[wanted], **about)
+                about["probability"] = probability[wanted]
+                pages[z] = Page(job.page(z), 0, whole[here], **about)
         held[z] = job.threshold_map(probability, flags.threshold, flags.plain, wanted)
         return held[z]
 
@@ -104,7 +103,7 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
         if z in job.shown:
             page.mask, page.segmentation = masks[number], segmentation
             page.map = normalization.to_bytes(page.probability)
-            about = predicted, done, flags.probability, False, block.region, shape
+            about = predicted, done, flags.probability, flags.labels, block.region, shape
             made = make_entries(page, "", *about)
             entries += [entry.write(job.masks.parent) for entry in made]
         series.forget(z - NEIGHBOURS)

@@ -15,6 +15,7 @@ from itertools import product
 from pathlib import Path
 
 from membrane.inference.corrections import Corrections
+from membrane.inference.sources import Source
 from membrane.io.writers import write_json
 from membrane.runs import METADATA_DIR
 from membrane.viewer.page import VIEW
@@ -85,6 +86,10 @@ class Job:
     def cells(self, block: Block) -> Path:
         """Returns the table of a block's cells, numbered in the same way."""
         return self.own_labels.with_name(f"{block.name}.csv")
+
+    def page(self, z: int) -> Source:
+        """Returns a slice as the page has it."""
+        return Source(self.source, f"{self.names.get(z, '')}.png", 1, z)
 
     def cut(self, level: int) -> Iterator[Block]:
         """Yields the blocks of a level, slice by slice."""

@@ -3,7 +3,7 @@
 import numpy as np
 
 from membrane.inference.masks import label_cells, measure_cells
-from membrane.inference.objects import Tables, link
+from membrane.inference.objects import Tables, link, show_numbers
 from membrane.io.writers import open_table
 from membrane.volumes import pyramid
 from membrane.volumes.jobs import Block, Job
@@ -61,5 +61,9 @@ def number_objects(job: Job, source: Volume, thickness: float | None) -> np.ndar
             part = pyramid.read_part(job.own_labels, 0, (block.z, *full))
             part = [own[page] for own, page in zip(numbers[block.z], part, strict=True)]
             pyramid.write_part(target, 0, block.start, np.stack(part).astype(np.uint32))
+            masks = pyramid.read_part(job.masks, 0, (block.z, *full))
+            for z, own, mask in zip(range(block.z.start, block.z.stop), part, masks, strict=True):
+                if z in job.shown:
+                    show_numbers(job.masks.parent, job.page(z).picture_name(0), own, mask)
             tables.add(job.cells(block), numbers, "z {}".format, source.pixel_size)
     return slices[1:]

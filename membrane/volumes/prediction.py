@@ -149,6 +149,7 @@ def _draw(job: Job, source: store.Volume, membrane: dict, metadata: dict, shown:
     if not is_editable(source.shape[1:]):
         windows = sorted(shown, key=itemgetter("slice"))
         for z, own in groupby(windows, itemgetter("slice")):
-            shown.append(join_windows(folder, list(own), membrane[f"z {z}"]).write(folder))
+            about = membrane[f"z {z}"], job.flags.labels
+            shown.append(join_windows(folder, list(own), *about).write(folder))
     shown.sort(key=lambda one: (one["slice"], natural_key(one["place"])))
     outputs.show(folder, sheet, shown, len(membrane), metadata)

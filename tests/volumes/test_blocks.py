@@ -19,6 +19,7 @@ from membrane.inference.loading import load_network
 from membrane.inference.predictor import Predictor
 from membrane.io import normalization, tissue
 from membrane.io.labels import to_mask_bytes
+from membrane.viewer import page
 from membrane.volumes import blocks, dask_cluster, jobs, pyramid, scheduler, store
 
 TISSUE = synthetic.make_slice(130, 150, 0)[0]
@@ -107,6 +108,16 @@ def test_cells_of_a_volume_are_numbered_as_those_of_a_stack(stack, tmp_path, cap
             one = one.replace(f"stack.tif[{z + 1}]", f"z {z}")
         assert one == other and ("volume_um3" in other) == (name == "objects.csv")
     assert not (tmp_path / "b/about/labels").exists()
+    shown = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        listed = read_page_data(folder)["slices"]
+        assert len(listed) == 6 and all(page.LABELS in one["kinds"] for one in listed)
+        files = [
+            [page.picture_path(folder, one["file"], end) for end in (page.LABELS, page.NUMBERS)]
+            for one in listed
+        ]
+        shown.append([(a.read_bytes(), b.read_text().partition(", ")[2]) for a, b in files])
+    assert shown[0] == shown[1]
     monkeypatch.setattr(jobs, "SIDE", 100)
     assert run(stack, tmp_path / "c", "--labels") == 2
     check_refusal(capsys, "these have 120x140")
