@@ -36,7 +36,7 @@ class Decision:
         length: of the border, px.
         smaller: px of the smaller side.
         gain: what deciding it is worth, the more the likelier it is wrong and the more is at stake.
-        pixels: flat indices, of the slice, of the pixels that the other decision changes.
+        pixels: flat indices, of what is segmented, of the pixels that the other decision changes.
         at: a pixel of the border, (y, x).
         sides: a pixel of each side, likewise.
     """
@@ -52,7 +52,7 @@ class Decision:
     sides: tuple[tuple[int, int], tuple[int, int]] = ()
 
     def to_json(self, width: int, region: Region) -> dict:
-        """Returns it as the page has it, of a region of a slice of this width; x comes first."""
+        """Returns it as the page has it, of a region of what is that wide; x comes first."""
         rows, columns = region
         points = (self.at, *self.sides)
         at, *sides = ([x - columns.start, y - rows.start] for y, x in points)
@@ -76,7 +76,7 @@ def find_decisions(
     """Returns the closest decisions of a slice, those first that are most worth looking at.
 
     Args:
-        segmentation: of a whole slice.
+        segmentation: of a slice, or of a region of one.
         region: rows and columns, that start where a window does; None for all.
         count: how many at most; None for a number by the region's size.
     """
@@ -143,7 +143,7 @@ def _decide(
 def _locate(decision: Decision, cells: WindowCells, region: Region) -> Decision | None:
     """Returns a decision with its place; None where a side has no pixel beside the border.
 
-    What is not in the region is not seen, nor whether it is there.
+    Its sides are looked for within the region.
     """
     pixels = decision.pixels
     own = np.intersect1d(cells.between(np.array([decision.border])), pixels)

@@ -68,9 +68,10 @@ def make_entries(
     region: Region | None = None,
     shape: tuple[int, int] | None = None,
 ) -> Iterator[Entry]:
-    """Yields the entries of a predicted page, or those of a region's windows.
+    """Yields the entries of a predicted page.
 
-    Slices of `2 * VIEW` px a side are shown thinned, and are corrected in windows of `VIEW`.
+    Slices of `2 * VIEW` px a side are shown thinned, and are corrected in windows of `VIEW`. Of one
+    that comes in regions there are the windows; `join_windows` gives what shows it thinned.
 
     Args:
         page: a `Page` with its mask as written, its image grey, its map if predicted now.
@@ -79,11 +80,12 @@ def make_entries(
         corrected: the operations on its mask, of `Corrections.apply`.
         probability: whether P(interior) is shown.
         labels: whether its cells' numbers will be there.
-        region: rows and columns of a slice, that start where a window does, if they are all that
-            the page has.
-        shape: of this slice.
+        region: rows and columns of the slice that the page is a part of, starting where a window
+            does; None for a whole slice.
+        shape: of the whole slice; None for the page's own.
     """
     shape, later = shape or page.mask.shape, (LABELS,) if labels else ()
+    seen = region or full_region(shape)
     about = {
         "name": page.source.short_name(page.number),
         "file": page.source.picture_name(page.number),
@@ -94,7 +96,7 @@ def make_entries(
         "pixel_size": page.pixel_size and page.pixel_size[0],
     }
     save_as = page.source.mask_name(page.number).removesuffix(".png")
-    windows, seen = {"": full_region(shape)}, region or full_region(shape)
+    windows = {"": seen}
     if not (is_editable(shape) or region):
         image, shown = page.normalize(thin(page.image, VIEW)), page.map
         files = make_views(image, page.mask, shown if probability else None)
@@ -131,18 +133,18 @@ def join_windows(folder: Path, windows: Sequence[dict], membrane: float, labels:
         membrane: `membrane_fraction` of the slice.
         labels: whether its cells' numbers are there.
     """
-    first = windows[0]
-    shape, views = tuple(first["size"]), {}
+    first, views = windows[0], {}
+    place, shape = first["place"], tuple(first["size"])
     step = thin_step(shape, VIEW)
     for end in {SLICE, MASK, MAP} & set(first["kinds"]):
-        parts = {}
+        views[end] = np.empty([-(-side // step) for side in shape], np.uint8)
         for one in windows:
-            top, left = (line.start for line in split_name(one["place"], shape)[1])
+            window = split_name(one["place"], shape)[1]
+            here = tuple(slice(-(-line.start // step), -(-line.stop // step)) for line in window)
+            top, left = (-line.start % step for line in window)
             with Image.open(picture_path(folder, one["file"], end)) as picture:
-                parts[top, left] = np.asarray(picture)[-top % step :: step, -left % step :: step]
-        tops, lefts = (sorted(set(line)) for line in zip(*parts, strict=True))
-        views[end] = np.block([[parts[top, left] for left in lefts] for top in tops])
-    place, mask = first["place"], np.where(views[MASK], 0, INTERIOR)
+                views[end][here] = np.asarray(picture)[top::step, left::step]
+    mask = np.where(views[MASK], np.uint8(0), np.uint8(INTERIOR))
     about = {word: first[word] for word in ("key", "slice", "size", "pixel_size")} | {
         "name": first["name"].removesuffix(place),
         "file": first["file"].removesuffix(_suffix(place)),
@@ -158,10 +160,11 @@ def membrane_fraction(mask: np.ndarray, blank: np.ndarray | None) -> float:
 
     Args:
         mask: uint8 (height, width), 255 = interior.
-        blank: bool, likewise, True = no tissue, where the mask has no interior.
+        blank: bool, likewise, True = no tissue; what is interior there was painted, and counts.
     """
-    tissue = (1.0 if blank is None else 1 - float(blank.mean())) or 1.0
-    return 1 - float((mask == INTERIOR).mean()) / tissue
+    interior = float((mask == INTERIOR).mean())
+    tissue = 1.0 if blank is None else max(1 - float(blank.mean()), interior)
+    return 1 - interior / (tissue or 1.0)
 
 
 def cut_windows(region: Region) -> Iterator[Region]:

@@ -19,6 +19,7 @@ from membrane.viewer.page import (
     MASK,
     NUMBERS,
     draw_labels,
+    is_editable,
     list_numbers,
     picture_path,
 )
@@ -106,7 +107,9 @@ def show_numbers(folder: Path, file: str, labels: np.ndarray, mask: np.ndarray) 
         labels: integers (height, width), 0 = on no cell.
         mask: uint8 likewise, 255 = interior.
     """
-    shown = {LABELS: draw_labels(labels), NUMBERS: list_numbers(file, labels, mask)}
+    shown = {LABELS: draw_labels(labels)}
+    if is_editable(labels.shape):  # else no cell is clicked
+        shown[NUMBERS] = list_numbers(file, labels, mask)
     for end, content in shown.items():
         with atomic_write(picture_path(folder, file, end)) as part:
             part.write_bytes(content)

@@ -37,7 +37,7 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
 
     Returns:
         membrane: how many pixels of its slices are not interior.
-        blank: how many of these are no tissue.
+        blank: how many are no tissue.
         agreed: slices, each with whether it agrees with the one before, where that can be told.
         entries: what the page says of what it corrects there, but for the slices' keys.
         computed_in: the precision of whoever predicted it.
@@ -76,13 +76,13 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
         if block.z.start <= z < block.z.stop:
             nothing = None if blank is None else blank[here]
             empty[z - block.z.start] = 0 if blank is None else nothing.sum()
-            if flags.probability:
+            if flags.probability or z in job.shown:
                 maps[z - block.z.start] = normalization.to_bytes(probability[wanted])
             if flags.labels or z in job.shown:
                 size = (flags.pixel_size,) * 2 if flags.pixel_size else source.pixel_size
-                about = {"normalize": normalize, "pixel_size": size, "blank": nothing}
-                about["probability"] = probability[wanted]
-                pages[z] = Page(job.page(z), 0, whole[here], **about)
+                about = {"pixel_size": size, "normalize": normalize}
+                about |= {"blank": nothing, "probability": probability[wanted]}
+                pages[z] = Page(job.slice_source(z), 0, whole[here], **about)
         held[z] = job.threshold_map(probability, flags.threshold, flags.plain, wanted)
         return held[z]
 
@@ -102,7 +102,7 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
         masks[number] = to_mask_bytes(mask)
         if z in job.shown:
             page.mask, page.segmentation = masks[number], segmentation
-            page.map = normalization.to_bytes(page.probability)
+            page.map = maps[number]
             about = predicted, done, flags.probability, flags.labels, block.region, shape
             made = make_entries(page, "", *about)
             entries += [entry.write(job.masks.parent) for entry in made]

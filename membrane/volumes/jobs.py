@@ -87,7 +87,7 @@ class Job:
         """Returns the table of a block's cells, numbered in the same way."""
         return self.own_labels.with_name(f"{block.name}.csv")
 
-    def page(self, z: int) -> Source:
+    def slice_source(self, z: int) -> Source:
         """Returns a slice as the page has it."""
         return Source(self.source, f"{self.names.get(z, '')}.png", 1, z)
 

@@ -38,7 +38,7 @@ def create(job: Job, source: Volume) -> None:
 
 
 def number_objects(job: Job, source: Volume, thickness: float | None) -> np.ndarray:
-    """Links the cells of a volume whose blocks are all done; writes labels and tables.
+    """Links the cells of a volume whose blocks are all done; writes labels, pictures and tables.
 
     No more than a block of slices is held. The thickness of a slice is in nm; None for that of
     the volume's voxels, if that is known.
@@ -59,11 +59,12 @@ def number_objects(job: Job, source: Volume, thickness: float | None) -> np.ndar
     with Tables(target.parent, slices, thickness) as tables:
         for block in job.cut(0):
             part = pyramid.read_part(job.own_labels, 0, (block.z, *full))
-            part = [own[page] for own, page in zip(numbers[block.z], part, strict=True)]
-            pyramid.write_part(target, 0, block.start, np.stack(part).astype(np.uint32))
-            masks = pyramid.read_part(job.masks, 0, (block.z, *full))
-            for z, own, mask in zip(range(block.z.start, block.z.stop), part, masks, strict=True):
-                if z in job.shown:
-                    show_numbers(job.masks.parent, job.page(z).picture_name(0), own, mask)
+            for z, page in enumerate(part, block.z.start):
+                page[:] = numbers[z][page]
+            pyramid.write_part(target, 0, block.start, part)
+            for z in job.shown.intersection(range(block.z.start, block.z.stop)):
+                (mask,) = pyramid.read_part(job.masks, 0, (slice(z, z + 1), *full))
+                file, page = job.slice_source(z).picture_name(0), part[z - block.z.start]
+                show_numbers(job.masks.parent, file, page, mask)
             tables.add(job.cells(block), numbers, "z {}".format, source.pixel_size)
     return slices[1:]

@@ -29,6 +29,7 @@ from membrane.volumes import blocks, labels, pyramid, store
 from membrane.volumes.jobs import SIDE, Job, choose_block
 from membrane.volumes.scheduler import open_local, run_job
 
+MARKERS = 2  # which version of them: a job with others is not gone on with
 POLARITY_SAMPLE = 5  # slices, at most, evenly chosen, that are inspected
 
 
@@ -84,7 +85,7 @@ def predict_volume(
     if args.dry_run:
         print("\n".join(blocks.describe(job, source, predictor, workers)))
         return 0
-    metadata |= {"shape": list(source.shape), "block": list(job.block)}
+    metadata |= {"shape": list(source.shape), "block": list(job.block), "markers": MARKERS}
     folder = folders.claim_output(args.output, args.input, metadata, source.files)
     print(f"Device: {args.scheduler or device}\nMasks: {runs.display_path(folder)}", flush=True)
     if scale != (1.0, 1.0):
@@ -146,10 +147,11 @@ def _draw(job: Job, source: store.Volume, membrane: dict, metadata: dict, shown:
     for z in outputs.choose_evenly(source.shape[0], outputs.SHEET_SLICES):
         image, mask = blocks.show(job, source, z)
         sheet.append((f"z {z}", make_thumbnail(image), make_thumbnail(mask)))
-    if not is_editable(source.shape[1:]):
-        windows = sorted(shown, key=itemgetter("slice"))
-        for z, own in groupby(windows, itemgetter("slice")):
-            about = membrane[f"z {z}"], job.flags.labels
-            shown.append(join_windows(folder, list(own), *about).write(folder))
     shown.sort(key=lambda one: (one["slice"], natural_key(one["place"])))
+    if not is_editable(source.shape[1:]):
+        slices = [list(windows) for _, windows in groupby(shown, itemgetter("slice"))]
+        shown = []
+        for windows in slices:
+            about = membrane[f"z {windows[0]['slice']}"], job.flags.labels
+            shown += [join_windows(folder, windows, *about).write(folder), *windows]
     outputs.show(folder, sheet, shown, len(membrane), metadata)

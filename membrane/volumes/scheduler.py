@@ -59,10 +59,10 @@ def run_job(
     megapixels more are done.
 
     Returns:
-        The membrane fraction of each slice; what could not be done, by block; the precisions that
-        the blocks were computed in; whether slices agree with the one before, at least in part; and
-        what the page says of what it corrects. Without pyramid where something could not be done:
-        it can be mended, and the rest done by the same call.
+        The membrane fraction of each slice, of its tissue; what could not be done, by block; the
+        precisions that the blocks were computed in; whether slices agree with the one before, at
+        least in part; and what the page says of what it corrects. Without pyramid where something
+        could not be done: it can be mended, and the rest done by the same call.
 
     Raises:
         UserError: there is no going on.
@@ -86,12 +86,13 @@ def run_job(
             precisions.add(result["computed_in"])
             for z, agrees in result["agreed"]:
                 agreed[z] = agreed.get(z, False) or agrees
-            entries += result.get("entries", ())
+            entries += result["entries"]
             progress(math.prod(np.subtract(block.stop, block.start)) / 1e6)
         for level in range(1, 1 if failed else len(job.levels)):
             for _ in _finish_level(job, level, partial(shrink_block, job), pool):
                 pass
-    fractions = 1 - interior / np.maximum(tissue, 1)
+    tissue = np.maximum(tissue, np.maximum(interior, 1))  # what was painted elsewhere counts
+    fractions = 1 - interior / tissue
     done = {f"z {z}": float(fractions[z]) for z in np.flatnonzero(~lacking)}
     return done, failed, precisions, list(agreed.values()), entries
 

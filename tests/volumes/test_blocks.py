@@ -270,6 +270,28 @@ def test_the_page_lists_an_even_sample_of_what_would_take_too_much_disk(tmp_path
         assert [one["name"] for one in listed] == ["s[1]", "s[3]", "s[5]"]
 
 
+def test_a_cell_painted_where_no_tissue_is_counts_as_tissue(tmp_path):
+    slices = STACK[:3, :90, :100].copy()
+    slices[1], slices[2, 40:] = 0, 0
+    (tmp_path / "slices").mkdir()
+    for z, image in enumerate(slices):
+        Image.fromarray(image).save(tmp_path / f"slices/{z}.png")
+    assert run(tmp_path / "slices", tmp_path / "first") == 0
+    keys = {one["name"]: one["key"] for one in read_page_data(tmp_path / "first")["slices"]}
+    stroke = [{"kind": "cell", "size": 64, "points": [[20, 60], [80, 60]]}]
+    made = {"slices": {"1": stroke, "2": stroke}, "keys": keys}
+    (tmp_path / "made.json").write_text(json.dumps(made))
+    said = []
+    for folder, more in (("a", ()), ("b", ("--zarr",))):
+        flags = ("--corrections", tmp_path / "made.json", *more)
+        assert run(tmp_path / "slices", tmp_path / folder, *flags) == 0
+        about = json.loads((tmp_path / folder / "about/prediction.json").read_text())
+        said.append(list(about["membrane"].values()))
+        shown = [one["membrane"] for one in read_page_data(tmp_path / folder)["slices"]]
+        assert shown == pytest.approx(said[-1])
+    assert said[0] == pytest.approx(said[1]) and min(said[0]) == said[0][1] == 0
+
+
 def test_a_block_of_nothing_but_membrane_is_not_taken_for_a_missing_one(tmp_path):
     job = make_job(tmp_path / "x.zarr", tmp_path)
     block = jobs.Block(0, (0, 0, 0), (2, 4, 4))
