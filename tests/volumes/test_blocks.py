@@ -281,15 +281,19 @@ def test_a_cell_painted_where_no_tissue_is_counts_as_tissue(tmp_path):
     stroke = [{"kind": "cell", "size": 64, "points": [[20, 60], [80, 60]]}]
     made = {"slices": {"1": stroke, "2": stroke}, "keys": keys}
     (tmp_path / "made.json").write_text(json.dumps(made))
-    said = []
+    said, edits = [], []
     for folder, more in (("a", ()), ("b", ("--zarr",))):
         flags = ("--corrections", tmp_path / "made.json", *more)
         assert run(tmp_path / "slices", tmp_path / folder, *flags) == 0
         about = json.loads((tmp_path / folder / "about/prediction.json").read_text())
         said.append(list(about["membrane"].values()))
-        shown = [one["membrane"] for one in read_page_data(tmp_path / folder)["slices"]]
-        assert shown == pytest.approx(said[-1])
+        listed = read_page_data(tmp_path / folder)["slices"]
+        assert [one["membrane"] for one in listed] == pytest.approx(said[-1])
+        edits.append(
+            [page.picture_path(tmp_path / folder, one["file"], page.EDIT) for one in listed]
+        )
     assert said[0] == pytest.approx(said[1]) and min(said[0]) == said[0][1] == 0
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(*edits, strict=True))
 
 
 def test_a_block_of_nothing_but_membrane_is_not_taken_for_a_missing_one(tmp_path):
