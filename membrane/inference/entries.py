@@ -96,15 +96,12 @@ def make_entries(
         "pixel_size": page.pixel_size and page.pixel_size[0],
     }
     save_as = page.source.mask_name(page.number).removesuffix(".png")
-    windows = {"": seen}
     if not (is_editable(shape) or region):
         image, shown = page.normalize(thin(page.image, VIEW)), page.map
         files = make_views(image, page.mask, shown if probability else None)
         yield Entry(about | {"membrane": membrane_fraction(page.mask, page.blank)}, files, later)
-    if not is_editable(shape):
-        windows, later = {place_name(window): window for window in cut_windows(seen)}, ()
-    for place, window in windows.items():
-        suffix, blank, here = _suffix(place), page.blank, relative_to(window, seen)
+    for place, window in cut_windows(seen, shape).items():
+        suffix, blank, here = file_suffix(place), page.blank, relative_to(window, seen)
         image, mask = page.normalize(page.image[here]), page.mask[here]
         own = about | {
             "name": about["name"] + place,
@@ -147,7 +144,7 @@ def join_windows(folder: Path, windows: Sequence[dict], membrane: float, labels:
     mask = np.where(views[MASK], np.uint8(0), np.uint8(INTERIOR))
     about = {word: first[word] for word in ("key", "slice", "size", "pixel_size")} | {
         "name": first["name"].removesuffix(place),
-        "file": first["file"].removesuffix(_suffix(place)),
+        "file": first["file"].removesuffix(file_suffix(place)),
         "place": "",
         "membrane": membrane,
     }
@@ -167,14 +164,21 @@ def membrane_fraction(mask: np.ndarray, blank: np.ndarray | None) -> float:
     return 1 - interior / (tissue or 1.0)
 
 
-def cut_windows(region: Region) -> Iterator[Region]:
-    """Yields the windows of `VIEW` px that a region of a large slice is corrected in."""
-    for corner in product(*(range(line.start, line.stop, VIEW) for line in region)):
-        yield intersect(tuple(slice(start, start + VIEW) for start in corner), region)
+def cut_windows(region: Region, shape: tuple[int, int]) -> dict[str, Region]:
+    """Returns the windows that a region of a slice of this shape is corrected in.
+
+    They are of `VIEW` px where the slice is large, each by its `place_name`; else there is the
+    region alone, by "".
+    """
+    if is_editable(shape):
+        return {"": region}
+    corners = product(*(range(line.start, line.stop, VIEW) for line in region))
+    cut = (tuple(slice(start, start + VIEW) for start in corner) for corner in corners)
+    return {place_name(window): intersect(window, region) for window in cut}
 
 
-def _suffix(place: str) -> str:
-    """Returns the end of the names of a window's files."""
+def file_suffix(place: str) -> str:
+    """Returns what comes after a slice's name in those of a window's files."""
     return re.sub("[/ ]", "-", place)
 
 

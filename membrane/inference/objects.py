@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from membrane.inference.entries import cut_windows, file_suffix
 from membrane.inference.linking import Linker
 from membrane.inference.sources import Source
+from membrane.inference.tiling import full_region, shape_of
 from membrane.io.pixel_size import Size, read_pixel_size
 from membrane.io.readers import read_pages
 from membrane.io.writers import atomic_write, open_labels, open_table
@@ -99,7 +101,7 @@ def _renumber(
 
 
 def show_numbers(folder: Path, file: str, labels: np.ndarray, mask: np.ndarray) -> None:
-    """Writes what the page shows of the numbers of a slice's cells.
+    """Writes what the page shows of the numbers of a slice's cells, and in its windows.
 
     Args:
         folder: of the masks.
@@ -107,12 +109,15 @@ def show_numbers(folder: Path, file: str, labels: np.ndarray, mask: np.ndarray) 
         labels: integers (height, width), 0 = on no cell.
         mask: uint8 likewise, 255 = interior.
     """
-    shown = {LABELS: draw_labels(labels)}
-    if is_editable(labels.shape):  # else no cell is clicked
-        shown[NUMBERS] = list_numbers(file, labels, mask)
-    for end, content in shown.items():
-        with atomic_write(picture_path(folder, file, end)) as part:
-            part.write_bytes(content)
+    whole = full_region(labels.shape)
+    for place, window in ({"": whole} | cut_windows(whole, labels.shape)).items():
+        name = file + file_suffix(place)
+        shown = {LABELS: draw_labels(labels[window])}
+        if is_editable(shape_of(window)):  # else no cell is clicked
+            shown[NUMBERS] = list_numbers(name, labels[window], mask[window])
+        for end, content in shown.items():
+            with atomic_write(picture_path(folder, name, end)) as part:
+                part.write_bytes(content)
 
 
 def _read(path: Path) -> Iterator[np.ndarray]:

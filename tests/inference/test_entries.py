@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+import tifffile
 from conftest import PRETRAINED, check_refusal, read_page_data, run_predict
 from PIL import Image
 
@@ -129,13 +130,9 @@ def test_the_pictures_of_windows_make_that_of_their_slice(tmp_path, monkeypatch)
     image, mask = (2 * y + 3 * x) / 255, np.where(y % 7 + x % 5 < 4, 0, 255).astype(np.uint8)
     about = {"key": "", "slice": 4, "size": [50, 39], "pixel_size": 4.0}
     windows = []
-    for region in entries.cut_windows(np.s_[0:50, 0:39]):
-        place = corrections.place_name(region)
-        own = about | {
-            "name": f"a{place}",
-            "file": f"a{place.replace('/', '-').replace(' ', '-')}",
-            "place": place,
-        }
+    for place, region in entries.cut_windows(np.s_[0:50, 0:39], (50, 39)).items():
+        file = f"a{place.replace('/', '-').replace(' ', '-')}"
+        own = about | {"name": f"a{place}", "file": file, "place": place}
         files = page.make_views(image[region], mask[region], page.to_bytes(image[region]))
         windows.insert(0, entries.Entry(own, files).write(tmp_path))
     joined = entries.join_windows(tmp_path, windows, 0.25, labels=False)
@@ -149,6 +146,24 @@ def test_the_pictures_of_windows_make_that_of_their_slice(tmp_path, monkeypatch)
         )
         assert one.shape == other.shape == (17, 13)
         assert np.abs(one - other).max() < 6  # of 250, lost as JPEG
+
+
+def test_the_cells_of_a_window_have_the_numbers_of_their_slice(large):
+    assert predict(large, large / "labels", "--labels", "--no-neighbours") == 0
+    labels = tifffile.imread(large / "labels/labels/a.tif")
+    for entry in read_page_data(large / "labels")["slices"][1:10]:
+        assert page.LABELS in entry["kinds"]
+        top, left = map(int, re.findall(r"\d+", entry["name"]))
+        part, mask = (
+            pixels[top : top + VIEW, left : left + VIEW]
+            for pixels in (labels, read(large / "labels", "a"))
+        )
+        path = page.picture_path(large / "labels", entry["file"], page.LABELS)
+        assert np.array_equal(Image.open(path), np.where(part, part % 255 + 1, 0))
+        text = page.picture_path(large / "labels", entry["file"], page.NUMBERS).read_text()
+        file, listed = json.loads(f"[{text[len('loadObjects(') : -2]}]")
+        assert file == entry["file"] and all(part[y, x] == number for x, y, number in listed)
+        assert {number for *_, number in listed} == set(part[(part > 0) & (mask > 0)].tolist())
 
 
 def test_what_an_interrupted_prediction_has_left_can_be_corrected(large):
