@@ -142,8 +142,3 @@ def _number(joined: Sequence[np.ndarray], count: int) -> np.ndarray:
     pairs = np.concatenate(joined, 1)
     graph = sparse.coo_array((np.ones(pairs.shape[1]), tuple(pairs)), (count, count))
     return csgraph.connected_components(graph, directed=False)[1].astype(np.int64)
-
-
-def relabel(labels: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
-    """Returns a slice's labels, (height, width), with the objects' numbers of `Linker.link`."""
-    return np.asarray(numbers)[labels]
