@@ -18,7 +18,6 @@ from pathlib import Path
 
 from membrane import cli
 
-POLARITY_SAMPLE = 5  # slices that are tested for bright membranes
 RECORDED = (  # flags that masks depend on, or what is written beside them
     *("threshold", "plain", "neighbours", "tta", "pixel_size", "channel", "invert"),
     *("probability", "labels"),
@@ -186,7 +185,7 @@ def predict_slices(args, predictor, workers: int, record: dict, metadata: dict, 
         thumbnail_pages=frozenset(outputs.choose_evenly(total, outputs.SHEET_SLICES)),
         viewer_pages=frozenset(outputs.choose_listed(total, pixels)),
         corrections=corrected,
-        polarity_sample=frozenset(outputs.choose_evenly(total, POLARITY_SAMPLE)),
+        polarity_sample=frozenset(outputs.choose_evenly(total, outputs.POLARITY_SAMPLE)),
     )
 
     def predict_slice(page: batch.Page) -> batch.Page:

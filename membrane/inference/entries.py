@@ -121,14 +121,13 @@ def make_entries(
         yield Entry(own, files, later)
 
 
-def join_windows(folder: Path, windows: Sequence[dict], membrane: float, labels: bool) -> Entry:
+def join_windows(folder: Path, windows: Sequence[dict], membrane: float) -> Entry:
     """Returns the entry of a large slice, shown thinned, by the pictures of its windows.
 
     Args:
         folder: of the masks.
         windows: what the page says of them, all in one slice.
         membrane: `membrane_fraction` of the slice.
-        labels: whether its cells' numbers are there.
     """
     first, views = windows[0], {}
     place, shape = first["place"], tuple(first["size"])
@@ -149,7 +148,7 @@ def join_windows(folder: Path, windows: Sequence[dict], membrane: float, labels:
         "membrane": membrane,
     }
     files = make_views(views[SLICE] / 255, mask, views.get(MAP))
-    return Entry(about, files, (LABELS,) if labels else ())
+    return Entry(about, files, (LABELS,) if LABELS in first["kinds"] else ())
 
 
 def membrane_fraction(mask: np.ndarray, blank: np.ndarray | None) -> float:
@@ -159,9 +158,13 @@ def membrane_fraction(mask: np.ndarray, blank: np.ndarray | None) -> float:
         mask: uint8 (height, width), 255 = interior.
         blank: bool, likewise, True = no tissue; what is interior there was painted, and counts.
     """
-    interior = float((mask == INTERIOR).mean())
-    tissue = 1.0 if blank is None else max(1 - float(blank.mean()), interior)
-    return 1 - interior / (tissue or 1.0)
+    tissue = mask.size if blank is None else mask.size - blank.sum()
+    return float(membrane_of_counts((mask == INTERIOR).sum(), tissue))
+
+
+def membrane_of_counts(interior: np.ndarray, tissue: np.ndarray) -> np.ndarray:
+    """Returns `membrane_fraction`, given the pixels that are interior and those of tissue."""
+    return 1 - interior / np.maximum(np.maximum(tissue, interior), 1)
 
 
 def cut_windows(region: Region, shape: tuple[int, int]) -> dict[str, Region]:

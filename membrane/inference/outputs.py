@@ -26,6 +26,7 @@ from membrane.viewer.plots import draw_contact_sheet
 PAGE = "index.html"  # to look at them
 SHEET_SLICES, PAGE_SLICES = 30, 1000  # at most, evenly chosen: on the contact sheet, on the page
 PAGE_PIXELS = 2**31  # likewise of all slices on the page, which takes 1 to 2 bytes of disk for each
+POLARITY_SAMPLE = 5  # slices, at most, evenly chosen, that are looked at for bright membranes
 PLAUSIBLE_MEMBRANE = (0.05, 0.6)  # of the tissue; beyond it the slice is probably unlike
 LINE_SECONDS = 15  # between lines of progress where there is no terminal
 

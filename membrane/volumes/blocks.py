@@ -36,8 +36,7 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
     so the masks do not depend on the blocks.
 
     Returns:
-        membrane: how many pixels of its slices are not interior.
-        blank: how many are no tissue.
+        interior, tissue: how many pixels of each of its slices are.
         agreed: slices, each with whether it agrees with the one before, where that can be told.
         entries: what the page says of what it corrects there, but for the slices' keys.
         computed_in: the precision of whoever predicted it.
@@ -49,7 +48,7 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
     wide = expand(read, REACH, shape)  # for what is tissue, as the whole slice tells it
     wanted, here, flags = *(relative_to(block.region, one) for one in (seen, wide)), job.flags
     masks = np.empty(np.subtract(block.stop, block.start), np.uint8)
-    empty = np.zeros(len(masks), int)
+    tissue = np.full(len(masks), masks[0].size)
     maps, held, ahead = np.empty_like(masks), {}, ROUNDS if flags.neighbours else 0
     labels, pages, entries = BlockLabels(block) if flags.labels else None, {}, []
     first, last = max(block.z.start - ahead, 0), min(block.z.stop + ahead, source.shape[0])
@@ -74,14 +73,15 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
         if blank is not None:
             probability[blank[relative_to(seen, wide)]] = 0.0
         if block.z.start <= z < block.z.stop:
-            nothing = None if blank is None else blank[here]
-            empty[z - block.z.start] = 0 if blank is None else nothing.sum()
+            if blank is not None:
+                tissue[z - block.z.start] -= blank[here].sum()
             if flags.probability or z in job.shown:
                 maps[z - block.z.start] = normalization.to_bytes(probability[wanted])
             if flags.labels or z in job.shown:
                 size = (flags.pixel_size,) * 2 if flags.pixel_size else source.pixel_size
                 about = {"pixel_size": size, "normalize": normalize}
-                about |= {"blank": nothing, "probability": probability[wanted]}
+                about |= {"blank": None if blank is None else blank[here]}
+                about |= {"probability": probability[wanted]}
                 pages[z] = Page(job.slice_source(z), 0, whole[here], **about)
         held[z] = job.threshold_map(probability, flags.threshold, flags.plain, wanted)
         return held[z]
@@ -116,8 +116,8 @@ def predict_block(job: Job, source: store.Volume, predictor: Predictor, block: B
         job,
         block,
         {
-            "membrane": (masks == 0).sum((1, 2)).tolist(),
-            "blank": empty.tolist(),
+            "interior": (masks != 0).sum((1, 2)).tolist(),
+            "tissue": tissue.tolist(),
             "agreed": [pair for pair in agreed if pair[1] is not None],
             "computed_in": choose_precision()[0],
             "entries": entries,

@@ -62,9 +62,10 @@ def number_objects(job: Job, source: Volume, thickness: float | None) -> np.ndar
             for z, page in enumerate(part, block.z.start):
                 page[:] = numbers[z][page]
             pyramid.write_part(target, 0, block.start, part)
-            for z in job.shown.intersection(range(block.z.start, block.z.stop)):
-                (mask,) = pyramid.read_part(job.masks, 0, (slice(z, z + 1), *full))
-                file, page = job.slice_source(z).picture_name(0), part[z - block.z.start]
-                show_numbers(job.masks.parent, file, page, mask)
+            if shown := job.shown.intersection(range(block.z.start, block.z.stop)):
+                masks = pyramid.read_part(job.masks, 0, (block.z, *full))  # chunks are as deep
+                for z in shown:
+                    file, number = job.slice_source(z).picture_name(0), z - block.z.start
+                    show_numbers(job.masks.parent, file, part[number], masks[number])
             tables.add(job.cells(block), numbers, "z {}".format, source.pixel_size)
     return slices[1:]

@@ -29,8 +29,7 @@ from membrane.volumes import blocks, labels, pyramid, store
 from membrane.volumes.jobs import SIDE, Job, choose_block
 from membrane.volumes.scheduler import open_local, run_job
 
-MARKERS = 2  # which version of them: a job with others is not gone on with
-POLARITY_SAMPLE = 5  # slices, at most, evenly chosen, that are inspected
+MARKERS = 3  # which version of them: a job with others is not gone on with
 
 
 def predict_volume(
@@ -91,7 +90,7 @@ def predict_volume(
     if scale != (1.0, 1.0):
         print(f"Note: {outputs.describe_scale(path.name, size, record['pixel_size'])}")
     job = dataclasses.replace(job, masks=folder.resolve() / job.masks)
-    sample = outputs.choose_evenly(source.shape[0], POLARITY_SAMPLE)
+    sample = outputs.choose_evenly(source.shape[0], outputs.POLARITY_SAMPLE)
     inverted = [f"z {z}" for z in sample if blocks.looks_inverted(job, source, z)]
     outputs.note_inverted(inverted, sample, args.invert)
     began = time.monotonic()
@@ -152,6 +151,6 @@ def _draw(job: Job, source: store.Volume, membrane: dict, metadata: dict, shown:
         slices = [list(windows) for _, windows in groupby(shown, itemgetter("slice"))]
         shown = []
         for windows in slices:
-            about = membrane[f"z {windows[0]['slice']}"], job.flags.labels
-            shown += [join_windows(folder, windows, *about).write(folder), *windows]
+            fraction = membrane[f"z {windows[0]['slice']}"]
+            shown += [join_windows(folder, windows, fraction).write(folder), *windows]
     outputs.show(folder, sheet, shown, len(membrane), metadata)

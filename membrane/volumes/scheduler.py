@@ -17,6 +17,7 @@ import numpy as np
 
 from membrane.errors import UnreadableError, UserError
 from membrane.inference.batch import PIXELS_IN_FLIGHT, open_threads
+from membrane.inference.entries import membrane_of_counts
 from membrane.inference.predictor import Predictor
 from membrane.volumes import labels, pyramid, store
 from membrane.volumes.blocks import predict_block, shrink_block
@@ -71,8 +72,8 @@ def run_job(
         pyramid.create_volume(path, source.voxel, job.levels, job.block)
     if job.flags.labels:
         labels.create(job, source)
-    depth, *sides = source.shape
-    interior, tissue = np.full((2, depth), math.prod(sides))
+    depth = source.shape[0]
+    interior, tissue = np.zeros((2, depth), int)
     lacking = np.zeros(depth, bool)
     failed, precisions, agreed, entries = {}, set(), {}, []
     with open_pool as pool:
@@ -81,8 +82,8 @@ def run_job(
                 failed[block.name] = str(result)
                 lacking[block.z] = True
                 continue
-            interior[block.z] -= result["membrane"]
-            tissue[block.z] -= result["blank"]
+            interior[block.z] += result["interior"]
+            tissue[block.z] += result["tissue"]
             precisions.add(result["computed_in"])
             for z, agrees in result["agreed"]:
                 agreed[z] = agreed.get(z, False) or agrees
@@ -91,8 +92,7 @@ def run_job(
         for level in range(1, 1 if failed else len(job.levels)):
             for _ in _finish_level(job, level, partial(shrink_block, job), pool):
                 pass
-    tissue = np.maximum(tissue, np.maximum(interior, 1))  # what was painted elsewhere counts
-    fractions = 1 - interior / tissue
+    fractions = membrane_of_counts(interior, tissue)
     done = {f"z {z}": float(fractions[z]) for z in np.flatnonzero(~lacking)}
     return done, failed, precisions, list(agreed.values()), entries
 
