@@ -134,8 +134,9 @@ def test_the_pictures_of_windows_make_that_of_their_slice(tmp_path, monkeypatch)
         file = f"a{place.replace('/', '-').replace(' ', '-')}"
         own = about | {"name": f"a{place}", "file": file, "place": place}
         files = page.make_views(image[region], mask[region], page.to_bytes(image[region]))
-        windows.insert(0, entries.Entry(own, files).write(tmp_path))
+        windows.insert(0, entries.Entry(own, files, (page.LABELS,)).write(tmp_path))
     joined = entries.join_windows(tmp_path, windows, 0.25)
+    assert joined.later == (page.LABELS,)  # as of the windows
     assert joined.about == about | {"name": "a", "file": "a", "place": "", "membrane": 0.25}
     whole = page.make_views(image, mask, page.to_bytes(image))
     assert joined.files.keys() == whole.keys()
