@@ -16,7 +16,13 @@ import tensorflow as tf
 
 from membrane.errors import UserError, first_line
 from membrane.io.kaggle_cache import cached_version, guarded_download, invalidate_cache_on_error
-from membrane.io.labels import check_label_contrast, pair_names, read_label, split_suffixed
+from membrane.io.labels import (
+    check_label_contrast,
+    pair_names,
+    pair_slices,
+    read_label,
+    split_suffixed,
+)
 from membrane.io.normalization import normalize
 from membrane.io.pixel_size import read_square_pixel_size
 from membrane.io.readers import is_image, list_images, read_named
@@ -166,35 +172,15 @@ def load_pairs(data_set: DataSet, ignore: int | None = None) -> Pairs:
         images, labels = (dict(read_named(path)) for path in (data_set.images, data_set.labels))
         if data_set.images == data_set.labels:  # 1.png and 1_mask.png in one folder
             images, labels = split_suffixed(images)
-        found, stacks = pair_names(images, labels), not data_set.images.is_dir()
-        missing = [name for name in images if found[name] is None]
-        if missing and not stacks:
-            raise UserError(
-                f"{data_set.images / missing[0]} has no label of that name in {data_set.labels} "
-                f"({len(missing)} of {len(images)} slices have none); give both the same name, or "
-                "move what is not labelled elsewhere"
-            )
+        found = pair_slices(images, labels, (data_set.images, data_set.labels))
         if len(images) != len(labels):
-            raise UserError(
-                f"{data_set.images} has {len(images)} slices and {data_set.labels} has "
-                f"{len(labels)}; every slice needs its label"
-            )
-        if stacks:  # page by page
-            found = dict(zip(images, labels, strict=True))
+            others = f"{len(labels)} labels for {len(images)} slices"
+            raise UserError(f"{data_set.labels}: {others}; every label needs its slice")
         pairs = Pairs([], [], [], [])
         for name, image in images.items():
-            label = labels[found[name]]
-            if image.shape[:2] != label.shape[:2]:
-                sizes = ["{1}x{0}".format(*pixels.shape) for pixels in (image, label)]
-                raise UserError(
-                    f"{data_set.images / name}: a slice of {sizes[0]} px with a label of "
-                    f"{sizes[1]} px; both must have the same size"
-                )
-            interior, known = read_label(label, str(data_set.labels / found[name]), ignore)
+            label = read_label(labels[found[name]], str(data_set.labels / found[name]), ignore)
             columns = (pairs.names, pairs.images, pairs.labels, pairs.known)
-            for column, value in zip(
-                columns, (name, normalize(image), interior, known), strict=True
-            ):
+            for column, value in zip(columns, (name, normalize(image), *label), strict=True):
                 column.append(value)
         check_label_contrast(pairs.names, pairs.images, pairs.labels, data_set.labels, pairs.known)
         return pairs

@@ -39,30 +39,17 @@ def evaluate(args: argparse.Namespace) -> int:
     from membrane import metrics
     from membrane.errors import UserError
     from membrane.io import labels
-    from membrane.io.readers import is_zarr, natural_key
+    from membrane.io.readers import is_zarr
     from membrane.io.writers import write_json
 
     if args.json and args.json.exists():
         raise UserError(f"{args.json}: exists, and nothing is overwritten; name another file")
     predictions, truth = _read(args.predictions), _read(args.labels)
     unscored = len(truth) - len(predictions)
-    stacks = not (args.predictions.is_dir() or args.labels.is_dir())
-    if (stacks or is_zarr(args.predictions)) and not unscored:
-        truth = dict(zip(predictions, truth.values(), strict=True))  # page by page
-    found = labels.pair_names(predictions, truth)
-    missing = sorted((name for name in predictions if found[name] is None), key=natural_key)
-    if missing:
-        raise UserError(
-            f"{args.predictions}: {missing[0]} has no label of that name in {args.labels}; "
-            "predictions and labels are paired by name"
-        )
-    truth = {name: truth[found[name]] for name in predictions}
-    for name, image in predictions.items():
-        if image.shape[:2] != truth[name].shape[:2]:
-            raise UserError(
-                f"{name}: prediction {image.shape[:2]}, label {truth[name].shape[:2]} (height, "
-                "width); both must have the same size"
-            )
+    if is_zarr(args.predictions) and not unscored:
+        truth = dict(zip(predictions, truth.values(), strict=True))  # slice by slice
+    found = labels.pair_slices(predictions, truth, (args.predictions, args.labels))
+    truth = {name: truth[label] for name, label in found.items()}
     read = [labels.read_label(image, f"label {name}", args.ignore) for name, image in truth.items()]
     interiors, known = zip(*read, strict=True)
     labels.check_polarity(interiors, args.labels)

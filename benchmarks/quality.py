@@ -42,7 +42,7 @@ RECIPES = {  # flags of train.py
     "large": ["--filters", "16", "32", "64", "128", "256", "--epochs", "120"],
     "smoke": ["--filters", "4", "8", "--epochs", "1"],
 }
-PLAN = [("small", 0), ("large", 0), ("small", 1), ("large", 1), *(("small", n) for n in (2, 3, 4))]
+PLAN = [*(("small", seed) for seed in range(5)), *(("large", seed) for seed in range(4))]
 SHIPPED = {"small": "pretrained", "large": "large"}  # recipe: folder in outputs/
 ALONE, TOGETHER = (lambda maps, way=way: precompute_segmentations(maps, way) for way in (0, 1))
 METHODS = {  # of turning the network's output into masks: flips averaged? what joins its cells?

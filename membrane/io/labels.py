@@ -108,6 +108,38 @@ def pair_names(slices: Iterable[str], labels: Iterable[str]) -> dict[str, str | 
     return {name: known.get(name) for name in slices}
 
 
+def pair_slices(
+    slices: dict[str, np.ndarray], labels: dict[str, np.ndarray], paths: tuple[Path, Path]
+) -> dict[str, str]:
+    """Returns the name of each slice's label: page by page of two stacks, else by `pair_names`.
+
+    Args:
+        slices: (height, width[, 3]) each, by name.
+        labels: likewise; there may be others.
+        paths: of the slices and of the labels, for errors.
+
+    Raises:
+        UserError: a slice has no label, or one of another size.
+    """
+    by_page = len(slices) == len(labels) and not any(path.is_dir() for path in paths)
+    found = dict(zip(slices, labels, strict=True)) if by_page else pair_names(slices, labels)
+    missing = [name for name in slices if found[name] is None]
+    if missing:
+        raise UserError(
+            f"{paths[0] / missing[0]} has no label of that name in {paths[1]} ({len(missing)} of "
+            f"{len(slices)} slices have none, {len(labels)} labels in all); give both the same "
+            "name, stacks as many pages, or move what is not labelled elsewhere"
+        )
+    for name, label in found.items():
+        if slices[name].shape[:2] != labels[label].shape[:2]:
+            sizes = ["{1}x{0}".format(*pixels.shape) for pixels in (slices[name], labels[label])]
+            raise UserError(
+                f"{paths[0] / name}: {sizes[0]} px with a label of {sizes[1]} px; both must have "
+                "the same size"
+            )
+    return found
+
+
 def check_polarity(interiors: Sequence[np.ndarray], where: Path) -> None:
     """Refuses labels or masks whose membrane and interior are exchanged.
 

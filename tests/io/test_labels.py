@@ -138,7 +138,7 @@ LABELS = {
         lambda labels: edit(labels[2], lambda label: 255 - label), "slice_3: inverted"),
     "shifted by one": (shift, "fits the slice after its own"),
     "resized": (
-        each(lambda label: label[::2, ::2]), "slice_1: a slice of 112x96 px with a label of 56x48"),
+        each(lambda label: label[::2, ::2]), "slice_1: 112x96 px with a label of 56x48 px"),
     "with soft edges": (each(soften), "slice_1: not a binary label"),
     "all cell": (each(lambda label: label | 255), "one class in all labels"),
     "one missing": (lambda labels: labels[3].unlink(), "slice_4 has no label of that name"),
