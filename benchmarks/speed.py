@@ -1,7 +1,7 @@
 """Measures speed and memory beside what people would use instead: Keras, PyTorch, ONNX, OpenVINO.
 
 pip install -r requirements/bench.txt
-python benchmarks/speed.py            every engine; writes speed.json and the table in speed.md
+python benchmarks/speed.py            every engine; writes speed.json, and this CPU's table
 python benchmarks/speed.py --quick    what the ratios need, in under five minutes; writes nothing
 
 Every engine has the weights of outputs/pretrained, the same slices, and a process of its own. They
@@ -106,11 +106,11 @@ def measure(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         engines.write_inputs(args.data, slices, Path(scratch))
         rows = take_turns(jobs, Path(scratch), rounds)
-    result = {"cpu": describe_cpu(), "rows": rows}
     if args.quick:
-        print(draw(result))
+        print(draw(describe_cpu(), rows))
     else:
-        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        results = json.loads(RESULT.read_text(encoding="utf-8")) | {describe_cpu(): rows}
+        RESULT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         write_tables(draw_tables())
     print("", *draw_ratios(rows), sep="\n")
     return int(any("failure" in row and row["engine"].startswith(OURS) for row in rows))
@@ -195,14 +195,15 @@ def name_row(row: dict) -> str:
 
 
 def draw_tables() -> dict[str, str]:
-    """Returns the table of the last measurement by its name."""
-    return {"speed": draw(json.loads(RESULT.read_text(encoding="utf-8")))}
+    """Returns the tables of all CPUs, each of its last measurement, by their name."""
+    results = json.loads(RESULT.read_text(encoding="utf-8"))
+    return {"speed": "\n\n".join(draw(cpu, rows) for cpu, rows in results.items())}
 
 
-def draw(result: dict) -> str:
+def draw(cpu: str, rows: list[dict]) -> str:
     """Returns the kind of CPU and the table in Markdown."""
     lines = []
-    for row in result["rows"]:
+    for row in rows:
         if "rate" in row:
             speed = f"{row['rate']:.3g} {UNITS[row['kind']]}"
             cells = speed, f"{row['best']} px", f"{row['peak_mib']:.0f} MiB"
@@ -210,7 +211,7 @@ def draw(result: dict) -> str:
             cells = row.get("failure") or f"{row['seconds']:.1f} s", "", ""
         lines.append((row["kind"], row["engine"], row["precision"], *cells))
     header = "what", "engine", "precision", "speed or time", "at", "peak memory"
-    return f"CPU: {result['cpu']}.\n\n{draw_table(header, lines)}"
+    return f"CPU: {cpu}.\n\n{draw_table(header, lines)}"
 
 
 def draw_ratios(rows: list[dict]) -> list[str]:

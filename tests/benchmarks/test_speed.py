@@ -54,7 +54,7 @@ def test_an_engine_that_dies_or_is_missing_leaves_a_row_and_the_others_are_measu
     assert rows[-1]["best"] == "256×256" and rows[-1]["peak_mib"] > 1
 
     rows += [{"kind": "start", "engine": e, "precision": "", "seconds": 2.0} for e in "ab"]
-    table = speed.draw({"cpu": "a CPU", "rows": rows})
+    table = speed.draw("a CPU", rows)
     assert "CPU: a CPU." in table
     assert "| network | OpenVINO | bfloat16 | torch not installed |" in table
     ratios = speed.draw_ratios(rows)
