@@ -23,7 +23,7 @@ SUFFIXES = TIFF_SUFFIXES | CONTAINERS | {".png", ".jpg", ".jpeg", ".bmp"}
 AS_TIFF = "not read; save its slices as TIFF, in Fiji by File > Save As"
 OTHERS = {  # what people have, and what to do with it
     **dict.fromkeys((".czi", ".nd2", ".lif", ".ims", ".am", ".vsi", ".oir", ".gif"), AS_TIFF),
-    ".npz": "holds several arrays; save the one that is meant as .npy or TIFF",
+    ".npz": "holds arrays by their names; save the one that is meant as .npy or TIFF",
     ".zip": "an archive; unpack it and name the folder",
     ".keras": "a model, not slices; give it as --model",
 }

@@ -142,6 +142,9 @@ LABELS = {
     "with soft edges": (each(soften), "slice_1: not a binary label"),
     "all cell": (each(lambda label: label | 255), "one class in all labels"),
     "one missing": (lambda labels: labels[3].unlink(), "slice_4 has no label of that name"),
+    "one too many": (
+        lambda labels: shutil.copy(labels[0], labels[0].with_name("slice_9.png")),
+        "every label needs its slice"),
     "one cut short": (lambda labels: labels[0].write_bytes(labels[0].read_bytes()[:99]), "slice_1"),
     "one renamed": (
         lambda labels: labels[0].rename(labels[0].with_name("b.png")), "slice_1 has no label of"),
