@@ -22,7 +22,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("labels", type=cli.path, metavar="LABELS", help=labels_help)
     ignore_help = "value of the pixels that are not labelled; default: -1, and 255 beside 0 and 1"
     add("--ignore", type=int, metavar="N", help=ignore_help)
-    add("--threshold", type=cli.fraction, metavar="T", help="on P(interior), for maps")
+    add(
+        "--threshold",
+        type=cli.fraction,
+        metavar="T",
+        help="on P(interior), pixel by pixel, for maps",
+    )
     add("--json", type=cli.path, metavar="FILE", help="also write the scores there")
     return parser.parse_args(argv)
 
@@ -41,9 +46,11 @@ def evaluate(args: argparse.Namespace) -> int:
     from membrane.io import labels
     from membrane.io.readers import is_zarr
     from membrane.io.writers import write_json
+    from membrane.runs import CHANCE
 
     if args.json and args.json.exists():
         raise UserError(f"{args.json}: exists, and nothing is overwritten; name another file")
+    page, args.predictions = args.predictions / "index.html", _find_zarr(args.predictions)
     predictions, truth = _read(args.predictions), _read(args.labels)
     unscored = len(truth) - len(predictions)
     if is_zarr(args.predictions) and not unscored:
@@ -55,7 +62,7 @@ def evaluate(args: argparse.Namespace) -> int:
     labels.check_polarity(interiors, args.labels)
 
     several = [image for image in predictions.values() if np.unique(image).size > 2]
-    summary = {"threshold": args.threshold}
+    summary = {}
     if args.threshold is None:
         no_masks = UserError(f"{args.predictions}: probability maps; give --threshold T")
         # what has 8 bits and more than two values is a map of P(interior), never numbers of cells
@@ -75,13 +82,15 @@ def evaluate(args: argparse.Namespace) -> int:
         candidates = sorted({*metrics.THRESHOLDS, args.threshold})
         segmentations = [one.__gt__ for one in maps]
         oracle = metrics.calibrate(interiors, segmentations, candidates, known)["oracle"]
+        summary["threshold"] = args.threshold
         summary["v_rand_oracle"] = oracle["v_rand"]
         summary["threshold_oracle"] = oracle["v_rand_threshold"]
         summary["v_info_oracle"] = oracle["v_info"]
     scores = list(map(metrics.score_slice, interiors, masks, known))
+    if several and args.threshold is None:  # cells, whose membrane is a line by definition
+        scores = [{key: one[key] for key in metrics.SEGMENTATION_SCORES} for one in scores]
     summary = metrics.mean_scores(scores) | summary
 
-    page = args.predictions / "index.html"
     if page.is_file() and args.threshold is None:
         from membrane.viewer.page import add_scores  # and Matplotlib, for nothing else here
 
@@ -91,6 +100,8 @@ def evaluate(args: argparse.Namespace) -> int:
     _print_table([*predictions, "mean"], [*scores, summary])
     if unscored:
         print(f"\nNote: {unscored} labels have no prediction and are not scored")
+    if summary["v_rand"] < CHANCE:
+        print("\nNote: hardly better than chance; do these labels belong to these slices?")
     print()
     for key, value in summary.items():
         print(f"{key}: {_show(value)}")
@@ -98,6 +109,14 @@ def evaluate(args: argparse.Namespace) -> int:
         rows = [{"name": name, **row} for name, row in zip(predictions, scores, strict=True)]
         write_json(args.json, {**summary, "slices": rows})
     return 0
+
+
+def _find_zarr(path: Path) -> Path:
+    """Returns the one Zarr of what `predict.py` has written into a folder; else the path itself."""
+    from membrane.io.readers import is_zarr
+
+    found = [] if is_zarr(path) else list(path.glob("*.zarr"))
+    return found[0] if len(found) == 1 else path
 
 
 def _read(path: Path) -> dict:

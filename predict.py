@@ -36,7 +36,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     model_help = "a run's folder or name in outputs/, or a .keras file"
     add("--model", type=cli.text, metavar="RUN", help=model_help)
     add("--output", type=cli.text, metavar="DIR", help="default: a new folder in outputs/masks/")
-    threshold_help = "on P(interior), between 0 and 1; default: the run's own"
+    threshold_help = (
+        "on P(interior), between 0 and 1, of the whole border between two cells: above it they are "
+        "one; default: the run's own"
+    )
     add("--threshold", type=cli.fraction, metavar="T", help=threshold_help)
     plain_help = (
         "a mask is P > T pixel by pixel, as most programs have it: quicker, but one missing pixel "

@@ -121,7 +121,7 @@ def train(args: argparse.Namespace) -> int:
         initial = load_network(model_path)
         args.filters, args.dilation = origin["flags"]["filters"], origin["flags"]["dilation"]
     resolve_defaults(args, data_set.is_synthetic)
-    held = f"{held_out.names[0]} to {held_out.names[-1]}" if held_out.names else "none"
+    held = " to ".join(dict.fromkeys([*held_out.names[:1], *held_out.names[-1:]])) or "none"
     print(f"Data: {data_set.root}, {len(training.names)} slices to train on, held out: {held}")
 
     network = initial or check_untrained(build_unet(args.filters, args.dilation), "unet.py")
@@ -149,6 +149,9 @@ def train(args: argparse.Namespace) -> int:
         if not held_out.names:
             args.threshold = args.threshold or origin.get("threshold")
         args.pixel_size = args.pixel_size or data_set.pixel_size
+        if not (args.pixel_size or data_set.is_synthetic):
+            unknown = "the slices' pixel size is not known, so predict.py will resample none"
+            print(f"Note: {unknown}; --pixel-size NM says it (of ISBI-2012: {data.PIXEL_SIZE:g})")
         new = runs.OUTPUTS / f"{datetime.now():%Y%m%d-%H%M%S}"
         folder = folders.make_folder(args.output, new)
         record = {

@@ -130,7 +130,7 @@ def settle_flags(args: argparse.Namespace, path: Path, record: dict) -> None:
     if args.pixel_size and not record.get("pixel_size"):
         raise UserError(
             f"{path}: does not know the pixel size it was trained at; leave out --pixel-size, or "
-            "train with train.py --pixel-size"
+            'write that size, in nm, into its run.json: "pixel_size"'
         )
 
 

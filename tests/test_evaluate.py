@@ -47,7 +47,7 @@ def test_perfect_masks_score_one(labels, capsys):
     printed = summary(capsys.readouterr().out)
     for key in ("v_rand", "v_info", "v_rand_split", "v_rand_merge", "membrane_f1", "membrane_iou"):
         assert printed[key] == "1"
-    assert printed["threshold"] == "none"
+    assert "threshold" not in printed and "chance" not in printed
 
 
 def test_masks_are_scored_as_metrics_scores_them(labels, tmp_path, capsys):
@@ -123,6 +123,13 @@ def test_what_does_not_pair_up_is_refused(labels, tmp_path, capsys, spoil, words
     check_refusal(capsys, words)
 
 
+def test_labels_of_other_slices_are_noticed(tmp_path, capsys):
+    write(tmp_path / "labels", LARGE)
+    write(tmp_path / "m", {name: mask[::-1, ::-1] for name, mask in LARGE.items()})
+    assert run(evaluate, tmp_path / "m", tmp_path / "labels") == 0
+    assert "do these labels belong to these slices?" in capsys.readouterr().out
+
+
 def test_labels_without_prediction_are_counted(labels, tmp_path, capsys):
     masks = write(tmp_path / "m", {"s2": SLICES["s2"]})
     assert run(evaluate, masks, labels) == 0
@@ -148,6 +155,11 @@ def test_numbered_cells_zarr_suffixes_and_pixels_without_a_label_are_understood(
     assert run(evaluate, tmp_path / "labels", tmp_path / "numbers") == 0
     assert run(evaluate, tmp_path / "numbers", tmp_path / "labels") == 2  # another way round
     assert "v_rand: 1" in capsys.readouterr().out.splitlines()
+    cells = {name: connected_components(mask, connectivity=1) for name, mask in LARGE.items()}
+    write(tmp_path / "cells", {name: one.astype(np.uint16) for name, one in cells.items()}, ".tif")
+    assert run(evaluate, tmp_path / "cells", tmp_path / "labels") == 0
+    printed = summary(capsys.readouterr().out)
+    assert printed["v_rand"] == "1" and "membrane_f1" not in printed  # their lines are no membrane
     partly = {name: np.where(mask, 1, 0).astype(np.uint8) for name, mask in LARGE.items()}
     wrong = {name: mask.copy() for name, mask in LARGE.items()}
     for name in names:
@@ -168,5 +180,10 @@ def test_masks_as_zarr_are_scored_slice_by_slice(tmp_path, capsys):
     write(tmp_path / "folder", {name: mask * np.uint8(255) for name, mask in LARGE.items()})
     assert run(evaluate, tmp_path / "m.zarr", tmp_path / "folder") == 0
     assert summary(capsys.readouterr().out)["v_rand"] == "1"
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "m.zarr").rename(tmp_path / "masks/m.zarr")  # as predict.py --zarr leaves it
+    assert run(evaluate, tmp_path / "masks", tmp_path / "folder") == 0
+    assert summary(capsys.readouterr().out)["v_rand"] == "1"
+    (tmp_path / "masks/m.zarr").rename(tmp_path / "m.zarr")
     assert run(evaluate, tmp_path / "m.zarr", tmp_path / "labels.tif") == 0
     assert float(summary(capsys.readouterr().out)["v_rand"]) < 0.9

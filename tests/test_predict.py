@@ -113,6 +113,12 @@ def test_a_pixel_size_means_nothing_to_a_model_without_one(outputs, folder, tmp_
     assert run_predict(folder, "--pixel-size", 8, "--output", tmp_path / "masks") == 2
     assert "does not know the pixel size" in capsys.readouterr().err
     assert not (tmp_path / "masks").exists()
+    stated = {"resolution": (1e7 / 8, 1e7 / 8), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "eight.tif", synthetic.make_slice(60, 50, 1)[0], **stated)
+    for flags in ([], ["--zarr"]):
+        assert run_predict(tmp_path / "eight.tif", *flags, "--output", tmp_path / str(flags)) == 0
+        note = "pixels of 8 nm, the model does not know its own: not resampled"
+        assert note in capsys.readouterr().out
 
 
 def test_bright_membranes_are_noticed_and_inverted_on_request(outputs, tmp_path, capsys):
@@ -122,7 +128,7 @@ def test_bright_membranes_are_noticed_and_inverted_on_request(outputs, tmp_path,
     assert run_predict(tmp_path / "dark.png", "--output", tmp_path / "a") == 0
     assert "bright membranes" not in capsys.readouterr().out
     assert run_predict(tmp_path / "bright.png", "--output", tmp_path / "b") == 0
-    assert "bright.png look like bright membranes" in capsys.readouterr().out
+    assert "bright.png looks like bright membranes" in capsys.readouterr().out
     assert run_predict(tmp_path / "bright.png", "--invert", "--output", tmp_path / "c") == 0
     assert "bright membranes" not in capsys.readouterr().out
     masks = [np.asarray(Image.open(tmp_path / n)) for n in ("a/dark.png", "c/bright.png")]

@@ -45,9 +45,10 @@ def load_network(path: Path) -> keras.Model:
     try:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # h5py, Keras: anything
+        saved = f"saved by Keras {version}, " * (version != keras.__version__)
         raise UserError(
-            f"{path}: saved by Keras {version}, cannot be loaded by {keras.__version__} "
-            f"({first_line(error)})"
+            f"{path}: {saved}cannot be loaded by Keras {keras.__version__}, which takes layers of "
+            f"its own only ({first_line(error)})"
         ) from None
     model = _check_network(model, path)
     if not all(np.isfinite(weights).all() for weights in model.get_weights()):
@@ -66,6 +67,9 @@ def check_untrained(model: keras.Model, where: str) -> keras.Model:
         UserError: it has a layer that cannot be loaded from a file, or `load_network` would refuse
             what it gives.
     """
+    registered = keras.saving.get_custom_objects()  # predict.py does not know them
+    kept = dict(registered)
+    registered.clear()
     try:
         keras.models.model_from_json(model.to_json())
     except Exception as error:  # Keras: anything
@@ -73,6 +77,8 @@ def check_untrained(model: keras.Model, where: str) -> keras.Model:
             f"{where}: the network could not be loaded again once it is trained; build it from "
             f"Keras' own layers, without Lambda ({first_line(error)})"
         ) from None
+    finally:
+        registered.update(kept)
     return _check_network(model, where)
 
 

@@ -121,15 +121,17 @@ def _notes(page: Page, config: PredictionConfig) -> dict[str, str]:
             f"{page.name} has over {MAX_TOGETHER:,} px and is decided by itself; with --zarr its "
             "neighbours have a say"
         )
-    if page.scale != (1.0, 1.0):
+    if page.scale != (1.0, 1.0) or (page.pixel_size and not config.pixel_size):
         file = page.source.file
         notes["scale"] = describe_scale(file.name, page.pixel_size, config.pixel_size)
     return notes
 
 
-def describe_scale(name: str, size: Size, known: float) -> str:
-    """Returns a note on slices that are resampled."""
+def describe_scale(name: str, size: Size, known: float | None) -> str:
+    """Returns a note on slices that are resampled, or would be if the model's size were known."""
     sides = f"{size[0]:g}" if size[0] == size[1] else f"{size[0]:g}x{size[1]:g} (y, x)"
+    if not known:
+        return f"{name} has pixels of {sides} nm, the model does not know its own: not resampled"
     return (
         f"{name} has pixels of {sides} nm, the model knows {known:g} nm: it sees it resampled, "
         "the mask has the slice's own size"
@@ -139,9 +141,9 @@ def describe_scale(name: str, size: Size, known: float) -> str:
 def note_inverted(names: list[str], polarity_sample: Collection, invert: bool) -> None:
     """Notes that slices look inverted if most of those looked at do."""
     if len(names) > len(polarity_sample) / 2:
-        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        others = f" and {len(names) - 1} more look" if len(names) > 1 else " looks"
         advice = "after --invert: try without" if invert else "if so, add --invert"
-        print(f"Note: {names[0]}{others} look like bright membranes on dark cells; {advice}")
+        print(f"Note: {names[0]}{others} like bright membranes on dark cells; {advice}")
 
 
 def note_neighbours(agreed: list[bool]) -> None:
@@ -153,12 +155,14 @@ def note_neighbours(agreed: list[bool]) -> None:
 
 
 def note_skipped(paths: Sequence[Path]) -> None:
-    """Notes which files of folders are not taken for slices."""
+    """Notes what is in folders and is not taken for slices."""
     others = [path for folder in paths if folder.is_dir() for path in folder.iterdir()]
-    others = [path for path in others if not (is_image(path.name) or path.is_dir())]
-    names = sorted(path.name for path in others if path.name[0] != ".")
-    if names:
-        print(f"Note: skipped, no slices by their names: {summarise(names)}")
+    others = sorted(path for path in others if path.name[0] != ".")
+    folders = [path.name for path in others if path.is_dir()]
+    files = [one.name for one in others if not (one.is_dir() or is_image(one.name))]
+    for why, names in (("no slices by their names", files), ("folders in a folder", folders)):
+        if names:
+            print(f"Note: skipped, {why}: {summarise(names)}")
 
 
 def show_progress(total: float, unit: str) -> tqdm:
@@ -220,10 +224,11 @@ def show(folder: Path, sheet: list[tuple], shown: list[dict], total: int, metada
 def report(folder: Path, membrane: dict[str, float], failed: dict[str, str], seconds: float) -> int:
     """Reports what was done and what was not; returns the exit status."""
     if membrane:
-        low, high = min(membrane.values()), max(membrane.values())
+        parts = (f"{part:.0%}" for part in (min(membrane.values()), max(membrane.values())))
         print(
             f"{len(membrane)} masks in {runs.display_path(folder)}, {len(membrane) / seconds:.1f} "
-            f"slices/s, membrane {low:.0%} to {high:.0%} (0 = membrane, 255 = cell interior)"
+            f"slices/s, membrane {' to '.join(dict.fromkeys(parts))} (0 = membrane, 255 = cell "
+            "interior)"
         )
         if (folder / PAGE).exists():
             print(f"Look at: {runs.display_path(folder / PAGE)}")

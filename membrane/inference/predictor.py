@@ -178,7 +178,9 @@ class Predictor:
         if not hasattr(os, "sysconf"):
             return
         side = 256  # px, that the outputs of all layers, float32, are counted on
-        fixed = keras.models.clone_model(self.network, input_tensors=keras.Input((side, side, 1)))
+        # a compiled model would be cloned with its optimizer
+        uncompiled = keras.Model(self.network.inputs[0], self.network.outputs[0])
+        fixed = keras.models.clone_model(uncompiled, input_tensors=keras.Input((side, side, 1)))
         outputs = keras.tree.flatten([layer.output for layer in fixed.layers])
         per_pixel = 4 * sum(math.prod(output.shape[1:]) for output in outputs) / side**2
         wanted = per_pixel / 2 * math.prod(shape)  # not all at one time

@@ -58,7 +58,7 @@ def list_images(folder: Path) -> list[Path]:
     files = [path for path in files if path.is_file() or not path.exists()]  # or a link to nothing
     if not files:
         kinds = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
-        raise UserError(f"{folder}: no image in this folder; put slices there ({kinds})")
+        raise UserError(f"{folder}: no image directly in this folder; put slices there ({kinds})")
     return sorted(files, key=lambda path: (natural_key(path.name), path.name))
 
 

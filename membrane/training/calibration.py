@@ -38,7 +38,8 @@ def calibrate_and_save(
     plots.draw_curves(folder / "curves.png", history)
     if sheet:
         plots.draw_validation_sheet(folder / "validation.png", *sheet)
-    if history[-1]["membrane_iou"] < 0.1:  # of the training tiles: it has failed
+    last = history[-1]
+    if max(last["membrane_iou"], last["val_membrane_iou"] or 0) < 0.1:  # it has failed
         print(
             "Note: it finds hardly any membrane, even on its own tiles; train longer, or with a "
             "third of the --learning-rate"

@@ -24,6 +24,7 @@ from membrane.training.augmentation import UNKNOWN
 
 CHECKPOINT = "checkpoint.npz"  # in the folder of an unfinished run
 COLUMNS = ("epoch", "loss", "membrane_iou", "learning_rate", "seconds")
+THRESHOLDS = metrics.THRESHOLDS[::2]  # that a validation tries
 VALIDATION_COLUMNS = ("val_loss", "val_membrane_iou", "val_v_rand", "val_v_info")
 
 
@@ -61,7 +62,8 @@ class Validation(keras.callbacks.Callback):
         logs |= {f"val_{name}": score for name, score in scores.items()}
         print(
             f"\nEpoch {epoch + 1}, validation: "
-            f"V_rand {scores['v_rand']:.4f}, V_info {scores['v_info']:.4f} (best threshold), "
+            f"V_rand {scores['v_rand']:.4f}, V_info {scores['v_info']:.4f} (the best of "
+            f"{len(THRESHOLDS)} thresholds), "
             f"membrane IoU {scores['membrane_iou']:.3f}",
             flush=True,
         )
@@ -105,7 +107,7 @@ def validate(predict: Predictor, held_out, loss="binary_crossentropy") -> dict:
         loss: as `compile` takes it.
 
     Returns:
-        loss, membrane_iou at 0.5, and v_rand and v_info, each at its own best threshold.
+        loss, membrane_iou at 0.5, and v_rand and v_info, each at its own best of `THRESHOLDS`.
     """
     maps = [predict(image) for image in held_out.images]
     loss, losses, pixels = keras.losses.get(loss), [], []
@@ -117,9 +119,8 @@ def validate(predict: Predictor, held_out, loss="binary_crossentropy") -> dict:
         losses.append(values[known.ravel()] if values.size == known.size else values)
         pixels.append((label[known], one[known] > 0.5))
     truth, found = map(np.concatenate, zip(*pixels, strict=True))
-    segmentations, thresholds = precompute_segmentations(maps), metrics.THRESHOLDS[::2]
-    known = held_out.known
-    oracle = metrics.calibrate(held_out.labels, segmentations, thresholds, known)["oracle"]
+    segmentations, known = precompute_segmentations(maps), held_out.known
+    oracle = metrics.calibrate(held_out.labels, segmentations, THRESHOLDS, known)["oracle"]
     return {
         "loss": float(np.mean(np.concatenate(losses))),
         "membrane_iou": metrics.score_membrane(truth, found)["membrane_iou"],

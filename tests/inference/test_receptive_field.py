@@ -6,6 +6,7 @@ from keras import layers
 from membrane.errors import UserError
 from membrane.inference import receptive_field
 from membrane.inference.predictor import D4, Predictor
+from membrane.training.muon import Muon
 from unet import build_unet
 
 
@@ -71,6 +72,7 @@ def build(name):
     image = keras.Input((None, None, 1))
     x = layers.Conv2D(1, 1, activation="sigmoid")(NETWORKS[name][0](image))
     network = keras.Model(image, x)
+    network.compile(Muon(0.01), "binary_crossentropy")  # as in a training
     random = np.random.default_rng(0)
     network.set_weights([  # normalising layers have ones and zeros
         np.abs(w + random.normal(0, 0.1, w.shape)) if w.ndim < 2 else w

@@ -186,7 +186,7 @@ def test_other_files_are_skipped_with_a_notice_and_links_are_followed(predicted)
     assert sum("loop.png: cannot be read" in line for line in lines) == 1
     assert (output / "away.png").exists() and not (output / "folder.png").exists()
     notes = [line for line in lines_of(answer.stdout) if "skipped" in line]
-    assert len(notes) == 1
+    assert len(notes) == 2 and notes[1] == "Note: skipped, folders in a folder: folder.png"
     assert all(name in notes[0] for name in ("Thumbs.db", "frames.gif", "notes.txt"))
     parts = [path for path in output.rglob("*") if path.name.startswith(".part")]
     assert parts == [] and (output / "index.html").exists()
