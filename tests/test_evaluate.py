@@ -98,12 +98,13 @@ def test_two_files_of_one_name_are_refused(labels, capsys):
     assert "s1.png and s1.tif have one name" in capsys.readouterr().err
 
 
-def test_two_stacks_are_paired_page_by_page(tmp_path, capsys):
+def test_stacks_are_paired_page_by_page(tmp_path, labels, capsys):
     stack = np.stack(list(SLICES.values()))
     tifffile.imwrite(tmp_path / "a.tif", stack * np.uint8(255), photometric="minisblack")
     tifffile.imwrite(tmp_path / "b.tif", stack, photometric="minisblack")
-    assert run(evaluate, tmp_path / "a.tif", tmp_path / "b.tif") == 0
-    assert summary(capsys.readouterr().out)["v_rand"] == "1"
+    for other in (tmp_path / "b.tif", labels):
+        assert run(evaluate, tmp_path / "a.tif", other) == 0
+        assert summary(capsys.readouterr().out)["v_rand"] == "1"
 
 
 @pytest.mark.parametrize("spoil, words", [

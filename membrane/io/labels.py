@@ -111,7 +111,7 @@ def pair_names(slices: Iterable[str], labels: Iterable[str]) -> dict[str, str | 
 def pair_slices(
     slices: dict[str, np.ndarray], labels: dict[str, np.ndarray], paths: tuple[Path, Path]
 ) -> dict[str, str]:
-    """Returns the name of each slice's label: page by page of two stacks, else by `pair_names`.
+    """Returns the name of each slice's label: in order where one is a stack, else by `pair_names`.
 
     Args:
         slices: (height, width[, 3]) each, by name.
@@ -121,8 +121,8 @@ def pair_slices(
     Raises:
         UserError: a slice has no label, or one of another size.
     """
-    by_page = len(slices) == len(labels) and not any(path.is_dir() for path in paths)
-    found = dict(zip(slices, labels, strict=True)) if by_page else pair_names(slices, labels)
+    in_order = len(slices) == len(labels) and not all(path.is_dir() for path in paths)
+    found = dict(zip(slices, labels, strict=True)) if in_order else pair_names(slices, labels)
     missing = [name for name in slices if found[name] is None]
     if missing:
         raise UserError(
