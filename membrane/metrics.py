@@ -166,12 +166,15 @@ def choose_threshold(scores: Sequence[Sequence[dict[str, float]]]) -> int:
     """Returns the index of the threshold that serves V_rand and V_info together.
 
     That is the highest mean of (V_rand + V_info) / 2 over the slices, each threshold averaged with
-    its two neighbours: one lucky slice makes a peak, only a plateau holds on other slices. Takes
-    what `score_thresholds` returns; undefined scores do not count.
+    its two neighbours: one lucky slice makes a peak, only a plateau holds on other slices. So the
+    first and the last of three or more, beyond which nothing is known, are never it. Takes what
+    `score_thresholds` returns; undefined scores do not count.
     """
     merit = np.array([[row["v_rand"] + row["v_info"] for row in rows] for rows in scores])
-    merit = np.pad(np.nan_to_num(merit).sum(0), 1, mode="edge")
-    return int((merit[:-2] + merit[1:-1] + merit[2:]).argmax())
+    merit = np.nan_to_num(merit).sum(0)
+    if len(merit) < 3:
+        return int(merit.argmax())
+    return int((merit[:-2] + merit[1:-1] + merit[2:]).argmax()) + 1
 
 
 def calibrate(

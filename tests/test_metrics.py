@@ -114,7 +114,7 @@ def test_a_plateau_is_preferred_to_a_peak():
         return [{"v_rand": score, "v_info": score} for score in scores]
 
     assert metrics.choose_threshold([rows(0.1, 0.95, 0.1, 0.9, 0.93, 0.9)]) == 4
-    assert metrics.choose_threshold([rows(0.9, 0.8, 0.1)]) == 0
+    assert metrics.choose_threshold([rows(0.9, 0.8, 0.1)]) == 1  # nothing is known beyond 0.9
     assert metrics.choose_threshold([rows(np.nan, np.nan), rows(0.1, 0.9)]) == 1
 
 
