@@ -20,7 +20,7 @@ from membrane.io.labels import (
     check_label_contrast,
     pair_names,
     pair_slices,
-    read_label,
+    read_labels,
     split_suffixed,
 )
 from membrane.io.normalization import normalize
@@ -165,7 +165,7 @@ def load_pairs(data_set: DataSet, ignore: int | None = None) -> Pairs:
         ignore: value in the labels of pixels that are not labelled.
 
     Raises:
-        UserError: their number, names or sizes differ, or `read_label` and `check_label_contrast`
+        UserError: their number, names or sizes differ, or `read_labels` and `check_label_contrast`
             refuse labels.
     """
     with invalidate_cache_on_error(HANDLE, data_set.fresh, BY_HAND):
@@ -177,8 +177,8 @@ def load_pairs(data_set: DataSet, ignore: int | None = None) -> Pairs:
             others = f"{len(labels)} labels for {len(images)} slices"
             raise UserError(f"{data_set.labels}: {others}; every label needs its slice")
         pairs = Pairs([], [], [], [])
-        for name, image in images.items():
-            label = read_label(labels[found[name]], str(data_set.labels / found[name]), ignore)
+        truth = {str(data_set.labels / label): labels[label] for label in found.values()}
+        for (name, image), label in zip(images.items(), read_labels(truth, ignore), strict=True):
             columns = (pairs.names, pairs.images, pairs.labels, pairs.known)
             for column, value in zip(columns, (name, normalize(image), *label), strict=True):
                 column.append(value)
@@ -225,6 +225,8 @@ def hold_out(pairs: Pairs, val_slices: str | None = None) -> tuple[Pairs, Pairs]
     validation = pairs.subset(held_out)
     if not any(label.any() for label in validation.labels):
         raise UserError(f"slices {first}-{last}: their labels have no interior; hold out others")
+    if not any(known is None or known.any() for known in training.known or [None]):
+        raise UserError(f"beside slices {first}-{last} no pixel is labelled; hold out others")
     return training, validation
 
 

@@ -53,11 +53,12 @@ def evaluate(args: argparse.Namespace) -> int:
     page, args.predictions = args.predictions / "index.html", _find_zarr(args.predictions)
     predictions, truth = _read(args.predictions), _read(args.labels)
     unscored = len(truth) - len(predictions)
-    if is_zarr(args.predictions) and not unscored:
+    if not unscored and (is_zarr(args.predictions) or is_zarr(args.labels)):
         truth = dict(zip(predictions, truth.values(), strict=True))  # slice by slice
     found = labels.pair_slices(predictions, truth, (args.predictions, args.labels))
     truth = {name: truth[label] for name, label in found.items()}
-    read = [labels.read_label(image, f"label {name}", args.ignore) for name, image in truth.items()]
+    truth = {f"label {name}": image for name, image in truth.items()}
+    read = labels.read_labels(truth, args.ignore)
     interiors, known = zip(*read, strict=True)
     labels.check_polarity(interiors, args.labels)
 
@@ -94,7 +95,8 @@ def evaluate(args: argparse.Namespace) -> int:
     if page.is_file() and args.threshold is None:
         from membrane.viewer.page import add_scores  # and Matplotlib, for nothing else here
 
-        shown = [{key: one[key] for key in ("v_rand", "v_info")} for one in scores]
+        defined = [{key: value for key, value in one.items() if value == value} for one in scores]
+        shown = [{key: one[key] for key in ("v_rand", "v_info") if key in one} for one in defined]
         add_scores(page, dict(zip(predictions, shown, strict=True)))
 
     _print_table([*predictions, "mean"], [*scores, summary])
@@ -143,7 +145,7 @@ def _print_table(names: list[str], rows: list[dict[str, float]]) -> None:
 
 
 def _show(value: float | None) -> str:
-    return "none" if value is None else f"{value:.6f}".rstrip("0").rstrip(".")
+    return "none" if value is None or value != value else f"{value:.6f}".rstrip("0").rstrip(".")
 
 
 if __name__ == "__main__":

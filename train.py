@@ -120,13 +120,14 @@ def train(args: argparse.Namespace) -> int:
             raise UserError(f"{path}: a bare model; --init needs the folder of a finished run")
         initial = load_network(model_path)
         args.filters, args.dilation = origin["flags"]["filters"], origin["flags"]["dilation"]
+        args.init = str(path.resolve())  # for --resume, from wherever
     resolve_defaults(args, data_set.is_synthetic)
     held = " to ".join(dict.fromkeys([*held_out.names[:1], *held_out.names[-1:]])) or "none"
     print(f"Data: {data_set.root}, {len(training.names)} slices to train on, held out: {held}")
 
     network = initial or check_untrained(build_unet(args.filters, args.dilation), "unet.py")
     network = with_dtype(network, precision)
-    begun = f", starting from {args.init}" if args.init else ""
+    begun = f", starting from {runs.display_path(path)}" if args.init else ""
     filters = "-".join(map(str, args.filters))
     print(f"Network: {filters}, {network.count_params():,} parameters{begun}")
     tile = augmentation.TILE

@@ -126,11 +126,14 @@ def score_slice(
 ) -> dict[str, float]:
     """Returns `score_segmentation` and `score_membrane` in one dictionary.
 
-    Pixels that are not `known`, bool (height, width), do not count; None where all are.
+    Pixels that are not `known`, bool (height, width), do not count; None where all are. All scores
+    are NaN where none is.
     """
     if known is None:
         return score_segmentation(label, mask) | score_membrane(label, mask)
     pixels = score_membrane(label | ~known, mask | ~known)
+    if not known.any():
+        pixels = dict.fromkeys(pixels, float("nan"))
     return score_segmentation(label & known, mask) | pixels
 
 

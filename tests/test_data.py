@@ -157,12 +157,20 @@ def test_labels_whose_names_have_a_suffix_are_found(data_set, tmp_path, layout):
 
 def test_pixels_that_are_not_labelled_come_with_the_pairs_and_weigh_nothing(data_set, tmp_path):
     shutil.copytree(data_set, tmp_path / "set")
-    path = tmp_path / "set/train/labels/slice_2.png"
-    label = np.asarray(Image.open(path)) // 255
-    label[:40] = 255  # beside 0 and 1
-    Image.fromarray(label).save(path)
-    pairs = data.load_pairs(data.find_data_set(str(tmp_path / "set"), tmp_path))
+    found = data.find_data_set(str(tmp_path / "set"), tmp_path)
+    for number, rows in ((2, 40), (3, None), (1, 0), (4, 0)):
+        path = found.labels / f"slice_{number}.png"
+        label = np.asarray(Image.open(path)) // 255
+        label[:rows] = 255  # beside 0 and 1; in the third one alone
+        Image.fromarray(label).save(path)
+        if number == 3:
+            with pytest.raises(UserError, match=r"slice_1: has 0 and 255.*--ignore 255"):
+                data.load_pairs(found)
+    pairs = data.load_pairs(found)
     assert pairs.known[0] is None and not pairs.known[1][:40].any() and pairs.known[1][40:].all()
+    assert not pairs.known[2].any() and not pairs.labels[2].any()
+    with pytest.raises(UserError, match="beside slices 1-2 no pixel is labelled"):
+        data.hold_out(pairs.subset([0, 1, 2]), "1-2")
     image, label, weight = map(np.concatenate, zip(*data.tiles(pairs, range(40), 8), strict=True))
     assert image.shape == label.shape == weight.shape == (40, 256, 256, 1)
     assert np.array_equal(weight, label != 0.5) and 0.7 < weight.mean() < 0.98

@@ -1,6 +1,7 @@
 import json
 import shutil
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
@@ -131,6 +132,33 @@ def test_labels_of_other_slices_are_noticed(tmp_path, capsys):
     assert "do these labels belong to these slices?" in capsys.readouterr().out
 
 
+def test_a_page_survives_a_slice_that_has_no_score(tmp_path, capsys):
+    masks = write(tmp_path / "m", {name: mask * np.uint8(255) for name, mask in LARGE.items()})
+    begin = '<script type="application/json" id="scores">'
+    (masks / "index.html").write_text(f"{begin}{{}}</script>")
+    truth = {name: mask.astype(np.int16) for name, mask in LARGE.items()}
+    truth["s1"][:] = -1
+    (tmp_path / "labels").mkdir()
+    for name, label in truth.items():
+        tifffile.imwrite(tmp_path / f"labels/{name}.tif", label)
+    assert run(evaluate, masks, tmp_path / "labels") == 0
+    scores = (masks / "index.html").read_text().removeprefix(begin).removesuffix("</script>")
+    assert json.loads(scores)["s1"] == {} and json.loads(scores)["s2"].keys() == {
+        "v_rand",
+        "v_info",
+    }
+    assert "NaN" not in scores and summary(capsys.readouterr().out)["membrane_f1"] == "1"
+
+
+def test_an_array_in_a_file_is_scored(tmp_path, capsys):
+    stack = np.stack(list(LARGE.values())).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "m.tif", stack * np.uint8(255), photometric="minisblack")
+    with h5py.File(tmp_path / "l.h5", "w") as file:
+        file["volumes/raw"], file["volumes/labels"] = stack[:, ::-1], stack
+    assert run(evaluate, tmp_path / "m.tif", tmp_path / "l.h5:/volumes/labels") == 0
+    assert summary(capsys.readouterr().out)["v_rand"] == "1"
+
+
 def test_labels_without_prediction_are_counted(labels, tmp_path, capsys):
     masks = write(tmp_path / "m", {"s2": SLICES["s2"]})
     assert run(evaluate, masks, labels) == 0
@@ -186,5 +214,7 @@ def test_masks_as_zarr_are_scored_slice_by_slice(tmp_path, capsys):
     assert run(evaluate, tmp_path / "masks", tmp_path / "folder") == 0
     assert summary(capsys.readouterr().out)["v_rand"] == "1"
     (tmp_path / "masks/m.zarr").rename(tmp_path / "m.zarr")
+    assert run(evaluate, tmp_path / "folder", tmp_path / "m.zarr") == 0
+    assert summary(capsys.readouterr().out)["v_rand"] == "1"
     assert run(evaluate, tmp_path / "m.zarr", tmp_path / "labels.tif") == 0
     assert float(summary(capsys.readouterr().out)["v_rand"]) < 0.9

@@ -155,6 +155,7 @@ def test_pixels_without_a_label_do_not_count():
     label = LABEL & known
     whole = metrics.score_slice(LABEL, LABEL, known)
     assert whole["v_rand"] == whole["membrane_f1"] == 1
+    assert all(map(np.isnan, metrics.score_slice(LABEL & False, LABEL, LABEL & False).values()))
     for key in ("membrane_f1", "membrane_iou"):
         scores = [metrics.score_slice(label, one, known)[key] for one in (mask, other)]
         assert scores[0] == scores[1] != metrics.score_slice(label, other)[key]

@@ -118,8 +118,10 @@ def test_a_training_interrupted_before_its_first_epoch_starts_from_the_same_run_
     monkeypatch.setattr(
         keras.Model, "fit", lambda model, *_, **__: begun.append(model) or interrupt()
     )
-    flags = ["--data", data_set, "--init", trained / "small", "--batch-size", "2"]
+    monkeypatch.chdir(trained)
+    flags = ["--data", data_set, "--init", "./small", "--batch-size", "2"]
     assert run(train, *flags, "--output", tmp_path / "run") == 130
+    monkeypatch.chdir(tmp_path)
     assert run(train, "--resume", tmp_path / "run") == 130
     assert len(begun) == 2
     for network in begun:

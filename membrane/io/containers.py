@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from membrane.errors import UnreadableError, UserError
+from membrane.errors import UnreadableError
 from membrane.io.units import to_nanometres
 
 MRC = {".mrc", ".rec", ".st", ".map", ".ali"}
@@ -45,7 +45,7 @@ def open_container(path: Path) -> Iterator[tuple]:
         size: of a pixel in nm, y and x, as the file states it, else None.
 
     Raises:
-        UserError: the library that reads it is not installed; or the file holds no such stack.
+        UnreadableError: the library that reads it is not installed; or it holds no such stack.
     """
     file, inner = split_inner_path(path)
     kind = file.suffix.lower()
@@ -76,7 +76,7 @@ def _require(module: str, path: Path):
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError:
-        raise UserError(
+        raise UnreadableError(
             f"{path}: needs {module.split('.')[0]}; pip install -r requirements/formats.txt"
         ) from None
 
@@ -124,7 +124,7 @@ def _open_hdf5(path: Path, inner: str) -> Iterator[tuple]:
         inner = inner.strip("/") or (next(iter(found)) if len(found) == 1 else "")
         if inner not in found:
             shapes = ", ".join(f"{path}:/{name} {node.shape}" for name, node in found.items())
-            raise UserError(f"{path}: name one of its arrays, as {shapes or 'it has none'}")
+            raise UnreadableError(f"{path}: name one of its arrays, as {shapes or 'it has none'}")
         array, size = found[inner], None
         for name, unit in HDF5_SIZES.items():
             if name in array.attrs and np.size(array.attrs[name]) >= 2:

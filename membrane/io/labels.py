@@ -17,8 +17,8 @@ MIN_CONTRAST = 0.1  # of the grey scale; cells are brighter by this where a labe
 NO_CONTRAST = 0.02  # labels that fit no better than this belong to other slices
 ORDER_SAMPLE = 25  # slices that are compared with each other's labels, where their own do not fit
 CELL_PARTS, CELL_AREA = 5, 32  # numbers of cells have fewer parts, and px in each, on average
-SUFFIX = re.compile(
-    r"[-_ .]+(masks?|labels?|seg|segmentation|gt|membranes?|cells?)$", re.IGNORECASE
+SUFFIX = re.compile(  # of a file's name, or of that of a stack's page, which ends in its number
+    r"[-_ .]+(masks?|labels?|seg|segmentation|gt|membranes?|cells?)(?=(\[\d+\])?$)", re.IGNORECASE
 )
 TURNS = {  # that a label can have suffered, and what undoes them
     "transposed": np.transpose,
@@ -31,6 +31,29 @@ TURNS = {  # that a label can have suffered, and what undoes them
 }
 
 
+def read_labels(
+    labels: dict[str, np.ndarray], ignore: int | None = None
+) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """Returns `read_label` of all labels of a data set, by what errors call them.
+
+    Where 255 is not labelled in one, beside 0 and 1, it is not in any.
+
+    Raises:
+        UserError: another has 0 and 255, as if that were interior there, or as for `read_label`.
+    """
+    if ignore is None:
+        values = {where: np.unique(label).tolist() for where, label in labels.items()}
+        partly = next((where for where, own in values.items() if own == [0, 1, 255]), None)
+        binary = next((where for where, own in values.items() if own == [0, 255]), None)
+        if partly and binary:
+            raise UserError(
+                f"{binary}: has 0 and 255, and {Path(partly).name} 0, 1 and 255, where 255 is not "
+                "labelled; is it so in all? Then --ignore 255, else save interior as 1"
+            )
+        ignore = 255 if partly else None
+    return [read_label(label, where, ignore) for where, label in labels.items()]
+
+
 def read_label(
     label: np.ndarray, where: str, ignore: int | None = None
 ) -> tuple[np.ndarray, np.ndarray | None]:
@@ -38,7 +61,8 @@ def read_label(
 
     It is binary, 0 = membrane and one of 1, 255, 65535 or True = interior; or it numbers the cells,
     and membrane is 0 and where two numbers touch. Pixels of the value `ignore` are not labelled;
-    neither are those of -1, of 255 beside 0 and 1, and those that are NaN.
+    neither are those of -1, in whole numbers without sign their highest from 32 bits on, of 255
+    beside 0 and 1, and those that are NaN.
 
     Args:
         label: (height, width[, 3]) as a file has it.
@@ -53,7 +77,8 @@ def read_label(
         UserError: the label is neither binary nor does it number cells.
     """
     grey = to_grey(label)
-    known = np.isfinite(grey) & (grey != -1)
+    unsigned = grey.dtype.kind == "u" and grey.dtype.itemsize > 2  # -1 stored in those
+    known = np.isfinite(grey) & (grey != (np.iinfo(grey.dtype).max if unsigned else -1))
     if ignore is not None:
         known &= grey != ignore
     elif np.array_equal(np.unique(grey[known]), (0, 1, 255)):
@@ -61,9 +86,10 @@ def read_label(
     grey = np.where(known, grey, 0)
     values = np.unique(grey)
     marked = set(values.tolist()) - {0}
+    partly = len(marked) == 2 and 255 in marked and ignore is None  # 128 for what is not labelled
     if len(marked) < 2 and marked <= {1, 255, 65535}:
         interior = grey > 0
-    elif _numbers_cells(grey, len(marked)):
+    elif not partly and _numbers_cells(grey, len(marked)):
         interior = grey > 0
         for axis in (0, 1):
             one, other = (np.moveaxis(array, axis, 0) for array in (grey, interior))
@@ -74,7 +100,8 @@ def read_label(
         shown = ", ".join(map(str, values[:4])) + (", …" if len(values) > 4 else "")
         raise UserError(
             f"{where}: not a binary label, it has the values {shown}, and numbers no cells; "
-            "expected 0 = membrane and one of 1, 255 or 65535 = cell interior"
+            "expected 0 = membrane and one of 1, 255 or 65535 = cell interior; --ignore N for the "
+            "value of pixels that are not labelled"
         )
     return interior, None if known.all() else known
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from membrane.errors import UnreadableError, UserError
-from membrane.io.containers import CONTAINERS, is_container, open_container
+from membrane.io.containers import CONTAINERS, is_container, open_container, split_inner_path
 from membrane.io.decoding import check_size, reading, without_alpha
 from membrane.io.tiff import as_shown, open_tiff, tiff_pages
 
@@ -100,6 +100,10 @@ def read_pages(
                 raise UnreadableError(f"{path}: {shape}")
             if page.dtype.kind == "c":
                 raise UnreadableError(f"{path}: complex numbers; save its grey values instead")
+            if page.ndim == 3 and channel:
+                if channel > page.shape[2]:
+                    raise UnreadableError(f"{path}: --channel {channel}: it has three colours")
+                page = page[..., channel - 1]
             yield page
 
 
@@ -111,11 +115,12 @@ def read_named(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     Raises:
         UserError: there is nothing, two files have one name, or as for `read_pages`.
     """
-    if not path.exists():
+    if not split_inner_path(path)[0].exists():
         raise UserError(f"{path}: no such file or folder")
     seen = {}
     for file in list_images(path) if path.is_dir() else [path]:
-        stem = unicodedata.normalize("NFC", file.stem)  # a Mac stores accents apart
+        # a Mac stores accents apart; the masks of a.ome.tif are called a.png
+        stem = unicodedata.normalize("NFC", file.stem).removesuffix(".ome")
         if stem in seen:
             raise UserError(f"{seen[stem]} and {file.name} have one name; which one is meant?")
         seen[stem] = file

@@ -11,7 +11,8 @@ SMALL, NEAR = 5, 65  # px, the side of one of the same value so near to it that 
 GAP = 33  # px; what is narrower between such squares, as the letters in a bar, is none either
 STEP = 4  # px between the pixels that show most slices to have no such square
 BAND = 1024  # rows that are looked at together, so that a huge slice takes little more memory
-REACH = FLAT + SMALL + NEAR + GAP  # px; how far from a pixel it is decided what it is
+MOST = 0.8  # of the pixels of its value near a square lie in such; fewer, and it is overexposed
+REACH = FLAT + SMALL + 2 * NEAR + GAP  # px; how far from a pixel it is decided what it is
 
 
 def find_blank(image: np.ndarray) -> np.ndarray | None:
@@ -71,11 +72,24 @@ def _find_squares(image: np.ndarray) -> np.ndarray:
     blank = _squares(image, FLAT)
     if not blank.any():
         return blank
-    low = np.iinfo(image.dtype).min if image.dtype.kind in "iu" else -np.inf
-    near = ndimage.maximum_filter(blank, NEAR)
-    values = ndimage.maximum_filter(np.where(blank, image, low), NEAR)
-    blank |= _squares(image, SMALL) & near & (image == values)
+    blank &= _count_near(blank) > MOST * _count_near(_is_alike(image, blank))
+    blank |= _squares(image, SMALL) & _is_alike(image, blank)
     return ndimage.minimum_filter(ndimage.maximum_filter(blank, GAP), GAP)
+
+
+def _is_alike(image: np.ndarray, blank: np.ndarray) -> np.ndarray:
+    """Returns which pixels have the value of a square, bool likewise, that is near."""
+    low = np.iinfo(image.dtype).min if image.dtype.kind in "iu" else -np.inf
+    values = ndimage.maximum_filter(np.where(blank, image, low), NEAR)
+    return ndimage.maximum_filter(blank, NEAR) & (image == values)
+
+
+def _count_near(pixels: np.ndarray) -> np.ndarray:
+    """Returns how many of some pixels, bool, are near to each: whole numbers, so to the bit."""
+    count = pixels.astype(np.float32)
+    for axis in (0, 1):
+        count = np.rint(NEAR * ndimage.uniform_filter1d(count, NEAR, axis, mode="constant"))
+    return count
 
 
 def _squares(image: np.ndarray, side: int) -> np.ndarray:

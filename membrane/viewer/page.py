@@ -226,7 +226,7 @@ def _fill(page: str, element: str, value) -> str:
     """Returns a page with a value in one of its JSON elements, which no name can end."""
     before, begin, rest = page.partition(f'<script type="application/json" id="{element}">')
     _, end, after = rest.partition("</script>")
-    return before + begin + json.dumps(value).replace("<", "\\u003c") + end + after
+    return before + begin + json.dumps(value, allow_nan=False).replace("<", "\\u003c") + end + after
 
 
 def _write(path: Path, page: str) -> None:

@@ -66,6 +66,24 @@ def test_classes_and_shades_are_no_numbers_of_cells(wrong):
         labels.read_label(wrong, "x")
 
 
+def test_what_is_only_labelled_near_corrections_needs_the_flag():
+    label = np.full((200, 220), 128)
+    label[40:90, 40:90] = INTERIOR[40:90, 40:90] * 255
+    with pytest.raises(UserError, match="--ignore N"):
+        labels.read_label(label, "x")
+    interior, known = labels.read_label(label, "x", 128)
+    assert known.sum() == 2500 and np.array_equal(interior, INTERIOR & known)
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.uint64])
+def test_the_highest_number_is_minus_one_of_a_program_that_has_it(dtype):
+    numbers = NUMBERS.astype(dtype)
+    numbers[:9] = np.iinfo(dtype).max
+    interior, known = labels.read_label(numbers, "x")
+    assert not known[:9].any() and known[9:].all()
+    assert np.array_equal(interior, INTERIOR & known)
+
+
 def test_a_label_belongs_to_the_slice_of_its_name_with_or_without_a_suffix():
     slices = ["1", "2", "frame_0001", "cells", "4"]
     found = ["1_mask", "2", "frame_0001-labels", "cells", "2_label"]

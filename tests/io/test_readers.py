@@ -5,7 +5,7 @@ import tifffile
 from PIL import Image
 
 from membrane.errors import UnreadableError
-from membrane.io import pixel_size, readers
+from membrane.io import labels, pixel_size, readers
 from membrane.io.normalization import to_grey
 
 RNG = np.random.default_rng(0)
@@ -172,6 +172,23 @@ def test_a_channel_is_asked_for_and_taken(tmp_path, kind, axes):
     assert readers.count_pages(path, channel=2) == count // 2
     assert np.array_equal(list(readers.read_pages(path, channel=2)), second)
     assert readers.count_pages(path, channel=0) == count
+
+
+def test_a_channel_can_be_a_colour(tmp_path):
+    colours = np.moveaxis(STACK[:3], 0, -1)
+    Image.fromarray(colours).save(tmp_path / "a.png")
+    (page,) = readers.read_pages(tmp_path / "a.png", channel=2)
+    assert np.array_equal(page, STACK[1])
+    with pytest.raises(UnreadableError, match="it has three colours"):
+        list(readers.read_pages(tmp_path / "a.png", channel=4))
+
+
+def test_masks_and_originals_have_one_name(tmp_path):
+    for name in ("a.ome.tif", "b_mask.tif"):
+        tifffile.imwrite(tmp_path / name, STACK[: 2 if name[0] == "b" else 1])
+    names = [name for name, _ in readers.read_named(tmp_path)]
+    assert names == ["a", "b_mask[1]", "b_mask[2]"]
+    assert labels.pair_names(["b[1]", "b[2]"], names) == {"b[1]": names[1], "b[2]": names[2]}
 
 
 @pytest.mark.parametrize("kind", ["imagej", "ome"])

@@ -51,6 +51,16 @@ def test_an_information_bar_is_no_tissue(text_side, ground):
     assert blank[300:].mean() > 0.95 and not blank[:300].any()
 
 
+def test_overexposed_cells_are_tissue():
+    smooth = ndimage.gaussian_filter(SLICE.astype(float), 1.0)
+    white = np.percentile(smooth, 65)
+    assert tissue.find_blank(np.minimum(smooth, white).astype(np.uint8)) is None
+    image, blank = pad(0, 60)
+    image[~blank] = np.minimum(smooth, white)[~blank]
+    found = tissue.find_blank(image.astype(np.uint8))
+    assert found[:60].all() and not found[60 + tissue.NEAR :].any()
+
+
 def test_a_turned_slice_is_tissue_to_its_edge():
     turned = ndimage.rotate(SLICE, 20, order=1)
     inside = ndimage.rotate(np.ones_like(SLICE), 20, order=0) > 0
@@ -62,7 +72,7 @@ def test_a_part_with_enough_around_it_has_what_the_whole_slice_has(monkeypatch):
     image[200:230, 100:150] = 3
     whole = tissue.find_blank(image)
     reach = tissue.REACH
-    assert np.array_equal(tissue.find_blank(image[120 - reach :])[reach:], whole[120:])
+    assert np.array_equal(tissue.find_blank(image[210 - reach :])[reach:], whole[210:])
     monkeypatch.setattr(tissue, "BAND", 70)
     assert np.array_equal(tissue.find_blank(image), whole)
 
