@@ -16,13 +16,8 @@ import tensorflow as tf
 
 from membrane.errors import UserError, first_line
 from membrane.io.kaggle_cache import cached_version, guarded_download, invalidate_cache_on_error
-from membrane.io.labels import (
-    check_label_contrast,
-    pair_names,
-    pair_slices,
-    read_labels,
-    split_suffixed,
-)
+from membrane.io.label_checks import check_label_contrast
+from membrane.io.labels import pair_names, pair_slices, read_labels, split_suffixed
 from membrane.io.normalization import normalize
 from membrane.io.pixel_size import read_square_pixel_size
 from membrane.io.readers import is_image, list_images, read_named

@@ -43,7 +43,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
     from membrane import metrics
     from membrane.errors import UserError
-    from membrane.io import labels
+    from membrane.io import label_checks, labels
     from membrane.io.readers import is_zarr
     from membrane.io.writers import write_json
     from membrane.runs import CHANCE
@@ -60,7 +60,7 @@ def evaluate(args: argparse.Namespace) -> int:
     truth = {f"label {name}": image for name, image in truth.items()}
     read = labels.read_labels(truth, args.ignore)
     interiors, known = zip(*read, strict=True)
-    labels.check_polarity(interiors, args.labels)
+    label_checks.check_polarity(interiors, args.labels)
 
     several = [image for image in predictions.values() if np.unique(image).size > 2]
     summary = {}
@@ -74,7 +74,7 @@ def evaluate(args: argparse.Namespace) -> int:
             masks = [labels.to_interior(image, f"mask {name}") for name, image in named]
         except UserError as error:
             raise (no_masks if several else error) from None
-        labels.check_polarity(masks, args.predictions)
+        label_checks.check_polarity(masks, args.predictions)
     else:
         if not several:
             raise UserError(f"{args.predictions}: masks already; leave out --threshold")

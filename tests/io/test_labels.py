@@ -12,7 +12,7 @@ from skimage.measure import label as connected_components
 import train
 from membrane import synthetic
 from membrane.errors import UserError
-from membrane.io import labels
+from membrane.io import label_checks, labels
 from membrane.io.normalization import normalize
 
 
@@ -92,23 +92,30 @@ def test_a_label_belongs_to_the_slice_of_its_name_with_or_without_a_suffix():
     }  # fmt: skip
 
 
+def test_no_label_is_that_of_two_slices():
+    pixels = np.zeros((3, 3))
+    slices, truth = {"1": pixels, "1_mask": pixels}, {"1_mask": pixels, "2": pixels}
+    with pytest.raises(UserError, match="1_mask: the label of 1 or of 1_mask"):
+        labels.pair_slices(slices, truth, (Path("."), Path(".")))
+
+
 def test_exchanged_membrane_and_interior_are_told_without_a_slice():
-    labels.check_polarity([INTERIOR], "x")
-    labels.check_polarity([np.zeros((9, 9), bool)], "x")
+    label_checks.check_polarity([INTERIOR], "x")
+    label_checks.check_polarity([np.zeros((9, 9), bool)], "x")
     with pytest.raises(UserError, match="x: inverted"):
-        labels.check_polarity([~INTERIOR], "x")
+        label_checks.check_polarity([~INTERIOR], "x")
 
 
-@pytest.mark.parametrize("suffered", labels.TURNS)
+@pytest.mark.parametrize("suffered", label_checks.TURNS)
 def test_it_is_said_how_labels_are_turned(suffered):
     pairs = [synthetic.make_slice(160, 160, seed) for seed in range(3)]
     images = [normalize(image) for image, _ in pairs]
     right = [interior for _, interior in pairs]
-    labels.check_label_contrast("abc", images, right, Path("x"))
-    undo = labels.TURNS[suffered]
+    label_checks.check_label_contrast("abc", images, right, Path("x"))
+    undo = label_checks.TURNS[suffered]
     turned = [undo(undo(undo(label))) for label in right]  # what four times undo, or two, gives
     with pytest.raises(UserError, match=f"x: the labels are {suffered}; turn them back"):
-        labels.check_label_contrast("abc", images, turned, Path("x"))
+        label_checks.check_label_contrast("abc", images, turned, Path("x"))
 
 
 def edit(path, change):
@@ -198,8 +205,8 @@ def test_labels_of_slices_with_little_contrast_are_taken():
     pairs = [synthetic.make_slice(160, 160, seed) for seed in range(3)]
     images = [0.5 + 0.15 * (normalize(image) - 0.5) for image, _ in pairs]
     right = [interior for _, interior in pairs]
-    assert 0.02 < labels._mean(labels._contrasts(images, right, [None] * 3)) < 0.06
-    labels.check_label_contrast("abc", images, right, Path("x"))
+    assert 0.02 < label_checks._mean(label_checks._contrasts(images, right, [None] * 3)) < 0.06
+    label_checks.check_label_contrast("abc", images, right, Path("x"))
     flat = [np.full_like(image, 0.5) for image in images]
     with pytest.raises(UserError, match="as bright as the rest"):
-        labels.check_label_contrast("abc", flat, right, Path("x"))
+        label_checks.check_label_contrast("abc", flat, right, Path("x"))
