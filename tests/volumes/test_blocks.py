@@ -315,9 +315,11 @@ def test_other_settings_are_not_mixed_into_unfinished_masks(stack, tmp_path, cap
         assert "not empty" in capsys.readouterr().err
 
 
-def test_a_dry_run_plans_and_writes_nothing(stack, tmp_path, capsys):
+def test_a_dry_run_plans_and_writes_nothing(stack, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(blocks, "PAGE_BYTES", 1e6)
     assert run(stack, tmp_path / "masks", "--dry-run") == 0
     printed = capsys.readouterr().out
+    assert f"; {6 * 120 * 140:,} MB for the page" in printed
     assert "6 × 120 × 140 (z, y, x)" in printed and "Blocks: 3 of 2 × 120 × 140" in printed
     assert "own pixels: 100%" in printed and "in 3 files" in printed and "pyramid" not in printed
     assert run(stack, tmp_path / "masks", "--dry-run", "--no-neighbours") == 0
@@ -375,6 +377,7 @@ def test_a_voxel_that_is_not_square_keeps_its_sides_and_padding_stays_empty(tmp_
     assert run(tmp_path / "a.zarr", tmp_path / "masks") == 0
     found = store.open_volume(tmp_path / "masks/a.zarr", 10**6)
     assert np.allclose(found.voxel, (50, 4, 8))
+    assert read_page_data(tmp_path / "masks")["slices"][0]["pixel_size"] == 4
     assert not read(tmp_path / "masks/a.zarr")[:, :, :30].any()
     assert read(tmp_path / "masks/a.zarr")[:, :, 30:].mean() > 100
 
