@@ -66,6 +66,9 @@ def test_masks_are_scored_as_metrics_scores_them(labels, tmp_path, capsys):
 
 
 def test_probability_maps_need_a_threshold_and_show_the_oracle(labels, tmp_path, capsys):
+    floats = {name: blurred(one) / np.float32(255) for name, one in SLICES.items()}
+    assert run(evaluate, write(tmp_path / "f", floats, ".tif"), labels) == 2
+    check_refusal(capsys, "probability maps; give --threshold T")
     maps = write(tmp_path / "p", {name: blurred(one) for name, one in SLICES.items()})
     assert run(evaluate, maps, labels) == 2
     assert "--threshold" in capsys.readouterr().err

@@ -100,6 +100,13 @@ def test_borders_that_come_together_count_as_one():
     assert cells[1] == cells[2] == cells[3] == cells[4]
 
 
+def test_a_border_comes_along_when_its_basin_is_joined():
+    pairs, odds = np.array([[1, 2], [1, 4], [1, 5], [2, 3]]), np.array([3.0, -9, -9, -0.5])
+    borders = basins.Borders(6, pairs, odds, np.ones(4, int), np.zeros((2, 0), int))
+    assert len(set(basins.agglomerate(borders, 0.5)[1:])) == 4  # 3 stays apart from 1 and 2
+    assert len(set(basins.agglomerate(borders, 0.3)[1:])) == 3
+
+
 def test_a_large_slice_is_masked_in_windows_as_it_is_whole(monkeypatch):
     probability = np.tile(two_cells(), (3, 2))
     whole = close_gaps(probability, 0.5)

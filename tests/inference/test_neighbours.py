@@ -100,6 +100,9 @@ def test_where_a_slice_is_lost_the_next_but_one_serves(series):
             for some in (masks, alone, whole)
         )
         assert found > single + 0.7 * (together - single)
+    slices = {z: segment(one > 0.5, one) for z, one in enumerate(maps) if z != 3}
+    found = neighbours.Series(slices.get, THRESHOLD)
+    assert found._neighbour(4, -1, 0) == 2 and found._neighbour(2, 1, 0) == 4
 
 
 def test_a_mask_follows_from_the_slices_within_reach(series, monkeypatch):

@@ -117,6 +117,10 @@ def test_a_numpy_file_is_read_without_loading_it(tmp_path):
     np.save(tmp_path / "c.npy", np.zeros((40, 50, 3), np.uint8))
     with pytest.raises(UserError, match="colour as it seems"):
         readers.count_pages(tmp_path / "c.npy")
+    for shape in ((2, 3, 20, 30), (1, 2, 3, 20, 30)):
+        np.save(tmp_path / "e.npy", np.zeros(shape, np.uint8))
+        with pytest.raises(UserError, match=r"expected grey \(z, y, x\)"):
+            readers.count_pages(tmp_path / "e.npy")
     np.save(tmp_path / "d.npy", STACK[:, :, :3])
     assert readers.count_pages(tmp_path / "d.npy") == len(STACK)
 
