@@ -185,6 +185,13 @@ def test_decisions_hold_at_another_threshold(series, corrections, tmp_path):
             assert (cells[y, x] == cells[v, u]) == (one["kind"] == "join")
 
 
+def test_old_pixels_are_changed_in_a_slice_of_any_shape():
+    mask = np.ones((50, 10), bool)
+    made = Corrections({"a": [{"kind": "membrane", "pixels": [7, 45 * 10 + 3]}]})
+    made.apply("a", mask, None, mask.shape)
+    assert np.argwhere(~mask).tolist() == [[0, 7], [45, 3]]
+
+
 LINE = {"kind": "cell", "size": 3, "points": [[1, 1]]}
 LEAVE = {"kind": "leave", "at": [1, 1], "sides": [[1, 1], [2, 2]], "points": []}
 

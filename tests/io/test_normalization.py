@@ -86,6 +86,8 @@ def test_grey_values_are_measured_on_all_of_a_slice_or_on_patches_all_over_it(mo
     for shape in ((30, 50), (limit // 64, 64)):
         assert normalization.sample_regions(shape) == [np.s_[0 : shape[0], 0 : shape[1]]]
     seen = np.zeros((70, 90), int)
+    wide = normalization.sample_regions((15, 20000))
+    assert len(wide) == 64 and len({rows.start for rows, _ in wide}) == 1
     for part in normalization.sample_regions(seen.shape):
         seen[part] += 1
     assert seen.size > limit and seen.sum() == limit and seen.max() == 1

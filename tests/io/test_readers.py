@@ -4,7 +4,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from membrane.errors import UnreadableError
+from membrane.errors import UnreadableError, UserError
 from membrane.io import labels, pixel_size, readers
 from membrane.io.normalization import to_grey
 
@@ -131,6 +131,9 @@ def test_a_folder_is_listed_in_natural_order_without_hidden_files(tmp_path):
     for name in ("10.png", "2.png", "1.PNG", "._1.png", "notes.txt"):
         (tmp_path / name).write_bytes(b"")
     assert [path.name for path in readers.list_images(tmp_path)] == ["1.PNG", "2.png", "10.png"]
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match=r"put slices there \(ali, bmp, "):
+        readers.list_images(tmp_path / "none")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg"])

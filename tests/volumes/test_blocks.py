@@ -93,6 +93,7 @@ def test_folder_stack_and_zarr_give_the_same_masks(stack, tmp_path, capsys):
 
 
 def test_cells_of_a_volume_are_numbered_as_those_of_a_stack(stack, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pyramid, "SMALLEST", 80)  # so that the masks have two levels
     tifffile.imwrite(tmp_path / "stack.tif", STACK, photometric="minisblack")
     flags = ("--labels", "--pixel-size", 4, "--slice-thickness", 50)
     assert run(tmp_path / "stack.tif", tmp_path / "a", *flags) == 0
@@ -268,6 +269,7 @@ def test_the_page_lists_an_even_sample_of_what_would_take_too_much_disk(tmp_path
         assert run(tmp_path / "s.tif", tmp_path / name, *flags, *more) == 0
         listed = read_page_data(tmp_path / name)["slices"]
         assert [one["name"] for one in listed] == ["s[1]", "s[3]", "s[5]"]
+    assert len(outputs.choose_listed(5000, 1)) == 1000
 
 
 def test_a_cell_painted_where_no_tissue_is_counts_as_tissue(tmp_path):
