@@ -536,10 +536,11 @@ def test_a_decision_is_asked_when_its_slice_is_seen(editor):
     editor.press("s")
     assert editor.ask("asked") is None and editor.ask("kept.log.length") == 0
     editor.press(Keys.ESCAPE)
-    editor.browser.execute_async_script("seen(); setTimeout(arguments[0], 100)")
+    editor.browser.execute_async_script("seen(); seen = null; setTimeout(arguments[0], 100)")
     assert editor.ask("asked") is None
     editor.press("n")
-    editor.browser.execute_async_script("setTimeout(() => { seen(); arguments[0](); }, 300)")
+    editor.wait(lambda: editor.ask("typeof seen === 'function'"))
+    editor.browser.execute_script("seen()")
     editor.wait(lambda: editor.text("status").startswith("decision 1"))
 
 
