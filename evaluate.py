@@ -22,12 +22,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("labels", type=cli.path, metavar="LABELS", help=labels_help)
     ignore_help = "value of the pixels that are not labelled; default: -1, and 255 beside 0 and 1"
     add("--ignore", type=int, metavar="N", help=ignore_help)
-    add(
-        "--threshold",
-        type=cli.fraction,
-        metavar="T",
-        help="on P(interior), pixel by pixel, for maps",
-    )
+    threshold_help = "on P(interior), pixel by pixel, for maps"
+    add("--threshold", type=cli.fraction, metavar="T", help=threshold_help)
     add("--json", type=cli.path, metavar="FILE", help="also write the scores there")
     return parser.parse_args(argv)
 
@@ -44,7 +40,6 @@ def evaluate(args: argparse.Namespace) -> int:
     from membrane import metrics
     from membrane.errors import UserError
     from membrane.io import label_checks, labels
-    from membrane.io.readers import is_zarr
     from membrane.io.writers import write_json
     from membrane.runs import CHANCE
 
@@ -53,11 +48,8 @@ def evaluate(args: argparse.Namespace) -> int:
     page, args.predictions = args.predictions / "index.html", _find_zarr(args.predictions)
     predictions, truth = _read(args.predictions), _read(args.labels)
     unscored = len(truth) - len(predictions)
-    if not unscored and (is_zarr(args.predictions) or is_zarr(args.labels)):
-        truth = dict(zip(predictions, truth.values(), strict=True))  # slice by slice
     found = labels.pair_slices(predictions, truth, (args.predictions, args.labels))
-    truth = {name: truth[label] for name, label in found.items()}
-    truth = {f"label {name}": image for name, image in truth.items()}
+    truth = {f"label {name}": truth[label] for name, label in found.items()}
     read = labels.read_labels(truth, args.ignore)
     interiors, known = zip(*read, strict=True)
     label_checks.check_polarity(interiors, args.labels)
@@ -95,8 +87,8 @@ def evaluate(args: argparse.Namespace) -> int:
     if page.is_file() and args.threshold is None:
         from membrane.viewer.page import add_scores  # and Matplotlib, for nothing else here
 
-        defined = [{key: value for key, value in one.items() if value == value} for one in scores]
-        shown = [{key: one[key] for key in ("v_rand", "v_info") if key in one} for one in defined]
+        keys = "v_rand", "v_info"  # none of them where they are not defined: NaN is no JSON
+        shown = [{key: one[key] for key in keys if one[key] == one[key]} for one in scores]
         add_scores(page, dict(zip(predictions, shown, strict=True)))
 
     _print_table([*predictions, "mean"], [*scores, summary])

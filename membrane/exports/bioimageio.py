@@ -172,9 +172,12 @@ def _document(card: str, record: dict, stride: int, halo: int) -> str:
     scores = {f"cross-validated, {title}": one for title, one in cross_validation}
     if "oracle" in (validation := record.get("validation", {})):
         quoted = validation.get("leave_one_out")
-        several = len(record["val_slices"]) > 1
-        how = "each at the threshold best for the others" if several else "one chosen without it"
-        how = how if quoted else "at its best"
+        if not quoted:
+            how = "at its best"
+        elif len(record["val_slices"]) > 1:
+            how = "each at the threshold best for the others"
+        else:
+            how = "at a threshold that was not chosen on it"
         scores[f"of {', '.join(record['val_slices'])}, {how}"] = quoted or validation["oracle"]
     scored = "\n".join(
         f"- {what}: V_rand {one['v_rand']:.4f}, V_info {one['v_info']:.4f}"

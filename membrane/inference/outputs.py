@@ -121,14 +121,16 @@ def _notes(page: Page, config: PredictionConfig) -> dict[str, str]:
             f"{page.name} has over {MAX_TOGETHER:,} px and is decided by itself; with --zarr its "
             "neighbours have a say"
         )
-    if page.scale != (1.0, 1.0) or (page.pixel_size and not config.pixel_size):
-        file = page.source.file
-        notes["scale"] = describe_scale(file.name, page.pixel_size, config.pixel_size)
+    name = page.source.file.name
+    if note := describe_scale(name, page.pixel_size, config.pixel_size, page.scale):
+        notes["scale"] = note
     return notes
 
 
-def describe_scale(name: str, size: Size, known: float | None) -> str:
+def describe_scale(name: str, size: Size | None, known: float | None, scale: Size) -> str | None:
     """Returns a note on slices that are resampled, or would be if the model's size were known."""
+    if not size or (known and scale == (1.0, 1.0)):
+        return None
     sides = f"{size[0]:g}" if size[0] == size[1] else f"{size[0]:g}x{size[1]:g} (y, x)"
     if not known:
         return f"{name} has pixels of {sides} nm, the model does not know its own: not resampled"

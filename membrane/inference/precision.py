@@ -21,11 +21,18 @@ def with_dtype(model: keras.Model, dtype: str) -> keras.Model:
             config["dtype"] = "float32" if mixed_output else dtype
         return layer.__class__.from_config(config)
 
-    # a compiled model would be cloned with its optimizer
-    uncompiled = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
-    copy = keras.models.clone_model(uncompiled, clone_function=convert)
+    copy = clone(model, clone_function=convert)
     copy.set_weights(model.get_weights())
     return copy
+
+
+def clone(model: keras.Model, **options) -> keras.Model:
+    """Returns what `keras.models.clone_model` does of a functional model that may be compiled.
+
+    Keras would clone that with its optimizer, and know neither Muon nor our metric.
+    """
+    uncompiled = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    return keras.models.clone_model(uncompiled, **options)
 
 
 def choose_precision() -> tuple[str, str]:

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from membrane.errors import UserError
 from membrane.inference.fused_unet import fuse
+from membrane.inference.precision import clone
 from membrane.inference.receptive_field import stride_and_halo
 from membrane.inference.tiling import Region, Tiling, full_region, intersect, relative_to, shape_of
 from membrane.io.normalization import resize, scale_shape
@@ -178,9 +179,7 @@ class Predictor:
         if not hasattr(os, "sysconf"):
             return
         side = 256  # px, that the outputs of all layers, float32, are counted on
-        # a compiled model would be cloned with its optimizer
-        uncompiled = keras.Model(self.network.inputs[0], self.network.outputs[0])
-        fixed = keras.models.clone_model(uncompiled, input_tensors=keras.Input((side, side, 1)))
+        fixed = clone(self.network, input_tensors=keras.Input((side, side, 1)))
         outputs = keras.tree.flatten([layer.output for layer in fixed.layers])
         per_pixel = 4 * sum(math.prod(output.shape[1:]) for output in outputs) / side**2
         wanted = per_pixel / 2 * math.prod(shape)  # not all at one time

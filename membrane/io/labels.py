@@ -10,6 +10,7 @@ from skimage.measure import label as connected_components
 
 from membrane.errors import UserError
 from membrane.io.normalization import to_grey
+from membrane.io.readers import is_zarr
 
 INTERIOR = 255  # in label and mask files; membrane is 0
 CELL_PARTS, CELL_AREA = 5, 32  # numbers of cells have fewer parts, and px in each, on average
@@ -125,17 +126,18 @@ def pair_names(slices: Iterable[str], labels: Iterable[str]) -> dict[str, str | 
 def pair_slices(
     slices: dict[str, np.ndarray], labels: dict[str, np.ndarray], paths: tuple[Path, Path]
 ) -> dict[str, str]:
-    """Returns the name of each slice's label: in order where one is a stack, else by `pair_names`.
+    """Returns the name of each slice's label: in order, or of folders by `pair_names`.
 
     Args:
         slices: (height, width[, 3]) each, by name.
         labels: likewise; there may be others.
-        paths: of the slices and of the labels, for errors.
+        paths: of the slices and of the labels: folders, stacks or Zarrs.
 
     Raises:
         UserError: a slice has no label, one of another size, or another slice's.
     """
-    in_order = len(slices) == len(labels) and not all(path.is_dir() for path in paths)
+    folders = all(path.is_dir() and not is_zarr(path) for path in paths)
+    in_order = len(slices) == len(labels) and not folders
     found = dict(zip(slices, labels, strict=True)) if in_order else pair_names(slices, labels)
     missing = [name for name in slices if found[name] is None]
     if missing:

@@ -87,8 +87,8 @@ def predict_volume(
     metadata |= {"shape": list(source.shape), "block": list(job.block), "markers": MARKERS}
     folder = folders.claim_output(args.output, args.input, metadata, source.files)
     print(f"Device: {args.scheduler or device}\nMasks: {runs.display_path(folder)}", flush=True)
-    if scale != (1.0, 1.0) or (size and not record.get("pixel_size")):
-        print(f"Note: {outputs.describe_scale(path.name, size, record.get('pixel_size'))}")
+    if note := outputs.describe_scale(path.name, size, record.get("pixel_size"), scale):
+        print(f"Note: {note}")
     job = dataclasses.replace(job, masks=folder.resolve() / job.masks)
     sample = outputs.choose_evenly(source.shape[0], outputs.POLARITY_SAMPLE)
     inverted = [f"z {z}" for z in sample if blocks.looks_inverted(job, source, z)]
